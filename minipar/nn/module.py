@@ -1,0 +1,224 @@
+"""Module: a tree of parameters, buffers and sub-modules, as in PyTorch. Knows no ranks."""
+
+import weakref
+
+import numpy as np
+
+from ..context import no_grad
+from ..tensor import Tensor
+from .parameter import Parameter
+
+
+class Module:
+    """Base class of models and layers. Sub-classes define `forward`.
+
+    Parameters, modules and buffers that are set as attributes are found by name. Each also
+    stands in the instance's own dict, so that reading `self.weight` costs an attribute access.
+    """
+
+    names_children = True  # False in wrappers, whose module keeps the names of its own root
+
+    def __init__(self):
+        self.__dict__.update(_parameters={}, _buffers={}, _modules={}, _persistent=set(),
+                             _parent=None, _key="", _path=None, training=True)
+
+    def forward(self, *args, **kwargs):
+        raise TypeError(f"{type(self).__name__} defines no forward()")
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+    def __setattr__(self, name, value):
+        if "_modules" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__}: super().__init__() comes first")
+        for registry in (self._parameters, self._modules, self._buffers):
+            if registry.get(name) is not None and value is not registry[name]:
+                kind = (Tensor if registry is self._buffers else
+                        Parameter if registry is self._parameters else Module)
+                if value is not None and not isinstance(value, kind):
+                    raise TypeError(f"{name} is a {kind.__name__} here, "
+                                    f"not {type(value).__name__}")
+                registry[name] = value
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+            value.attach(self, name)
+        elif isinstance(value, Module):
+            self._modules[name] = value
+            if self.names_children and value._parent is None:
+                value.__dict__.update(_parent=weakref.ref(self), _key=name)
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name):
+        for registry in (self._parameters, self._modules, self._buffers):
+            registry.pop(name, None)
+        object.__delattr__(self, name)
+
+    def register_buffer(self, name, tensor, persistent=True):
+        """A tensor that is state but no parameter; `persistent` ones are in the state dict."""
+        self._buffers[name] = tensor
+        if persistent:
+            self._persistent.add(name)
+        object.__setattr__(self, name, tensor)
+
+    def register_parameter(self, name, param):
+        """Register a Parameter, or None for one that this instance does without."""
+        if param is None:
+            self._parameters[name] = None
+            object.__setattr__(self, name, None)
+        else:
+            setattr(self, name, param)
+
+    def add_module(self, name, module):
+        setattr(self, name, module)
+
+    # The tree
+
+    def named_modules(self, memo=None, prefix=""):
+        """(qualified name, module) of this module and all below it, each module once."""
+        memo = set() if memo is None else memo
+        if self in memo:
+            return
+        memo.add(self)
+        yield prefix, self
+        for key, module in self._modules.items():
+            if module is not None:
+                yield from module.named_modules(memo, f"{prefix}.{key}" if prefix else key)
+
+    def modules(self):
+        return (module for _, module in self.named_modules())
+
+    def named_children(self):
+        return ((key, module) for key, module in self._modules.items() if module is not None)
+
+    def children(self):
+        return (module for _, module in self.named_children())
+
+    def _named(self, registry, prefix="", recurse=True):
+        seen = set()
+        for path, module in self.named_modules(prefix=prefix) if recurse else [(prefix, self)]:
+            for key, tensor in getattr(module, registry).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield f"{path}.{key}" if path else key, tensor
+
+    def named_parameters(self, prefix="", recurse=True):
+        """(qualified name, parameter), each parameter once: a tied one under its first name."""
+        return self._named("_parameters", prefix, recurse)
+
+    def parameters(self, recurse=True):
+        return (p for _, p in self.named_parameters(recurse=recurse))
+
+    def named_buffers(self, prefix="", recurse=True):
+        return self._named("_buffers", prefix, recurse)
+
+    def buffers(self, recurse=True):
+        return (b for _, b in self.named_buffers(recurse=recurse))
+
+    def apply(self, function):
+        """Call `function` on every module below, then on this one; returns self."""
+        for module in self.children():
+            module.apply(function)
+        function(self)
+        return self
+
+    # Names and memory
+
+    def qualified_name(self):
+        """This module's path from its root: fixed by materialize(), else by its parents."""
+        if self._path is not None:
+            return self._path
+        parent = self._parent and self._parent()
+        if parent is None:
+            return ""
+        path = parent.qualified_name()
+        return f"{path}.{self._key}" if path else self._key
+
+    def assign_names(self):
+        """Fix every name below this root, so that they survive a cutting of the model."""
+        for path, module in self.named_modules():
+            module.__dict__["_path"] = path
+        for name, parameter in self.named_parameters():
+            parameter.name = name
+        return self
+
+    def materialize(self):
+        """Fix the names below this root, and allocate and fill every parameter; returns self."""
+        if self._path is None:
+            self.assign_names()
+        for parameter in self.parameters():
+            parameter.materialize()
+        return self
+
+    # Modes and gradients
+
+    def train(self, mode=True):
+        for module in self.modules():
+            module.__dict__["training"] = mode
+        return self
+
+    def eval(self):
+        return self.train(False)
+
+    def zero_grad(self):
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def requires_grad_(self, requires_grad=True):
+        for parameter in self.parameters():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    # State
+
+    def state_dict(self):
+        """{qualified name: tensor} of parameters and persistent buffers, sharing their memory.
+
+        A tied parameter stands under each of its names, as in PyTorch.
+        """
+        return {name: tensor.detach() for name, tensor in self._state()}
+
+    def _state(self):
+        for path, module in self._all_paths(""):
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and (key in module._parameters or
+                                           key in module._persistent):
+                    yield f"{path}.{key}" if path else key, tensor
+
+    def _all_paths(self, path):
+        """Like named_modules, but a shared module under each of its names."""
+        yield path, self
+        for key, module in self.named_children():
+            yield from module._all_paths(f"{path}.{key}" if path else key)
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Copy tensors or arrays into the parameters and buffers of the same names.
+
+        Raises RuntimeError naming every missing, unexpected (if `strict`) and misshapen key, and
+        then changes nothing. Returns (missing keys, unexpected keys).
+        """
+        own = dict(self._state())
+        given = {k: v.array if isinstance(v, Tensor) else np.asarray(v)
+                 for k, v in state_dict.items()}
+        missing = [k for k in own if k not in given]
+        unexpected = [k for k in given if k not in own]
+        wrong = [f"{k} is {given[k].shape} where the model has {own[k].shape}"
+                 for k in own if k in given and given[k].shape != own[k].shape]
+        problems = [f"{word} {', '.join(keys)}"
+                    for word, keys in (("missing", missing), ("unexpected", unexpected))
+                    if keys and strict] + wrong
+        if problems:
+            raise RuntimeError(f"state dict for {type(self).__name__}: {'; '.join(problems)}")
+        with no_grad():
+            for key, tensor in own.items():
+                if key in given:
+                    tensor.copy_(given[key])
+        return missing, unexpected
+
+    def extra_repr(self):
+        return ""
+
+    def __repr__(self):
+        lines = [f"({key}): " + repr(module).replace("\n", "\n  ")
+                 for key, module in self.named_children()]
+        body = "\n  " + "\n  ".join(lines) + "\n" if lines else self.extra_repr()
+        return f"{type(self).__name__}({body})"

@@ -1,0 +1,101 @@
+"""Parameters: leaves with a name, made from a recipe when they are first needed.
+
+A Parameter made by a layer holds a shape and an initializer but no memory. It is materialised by
+`Module.materialize()`, or at the first touch of its `.array`; its values are a function of the
+seed and its qualified name alone, so every rank of every partition that holds it makes the same
+ones, and a model that is cut before it is materialised is never whole anywhere.
+"""
+
+import weakref
+
+from .. import dtypes, random
+from ..context import current
+from ..tensor import Storage, Tensor
+from ..sinks import Sink
+
+
+class Parameter(Tensor):
+    """A leaf that requires grad and that a Module registers.
+
+    Parameter(tensor): takes over the tensor's memory, as in PyTorch.
+    Parameter.lazy(shape, initializer): `initializer(generator, shape)` returns an array; it is
+    drawn in float64 and rounded to `dtype`, so that precisions share their initial weights.
+    """
+
+    __slots__ = ("_shape", "_dtype", "_seed", "initializer", "_module", "_key", "name")
+
+    def __init__(self, data, requires_grad=True):
+        if not isinstance(data, Tensor):
+            raise TypeError(f"a Parameter is made from a tensor, not {type(data).__name__}")
+        self._setup(data.array.shape, data.array.dtype, None)
+        super().__init__(data.array, storage=data.storage)
+        self.requires_grad_(requires_grad)
+
+    @classmethod
+    def lazy(cls, *shape, initializer, dtype=None):
+        """An unmaterialised parameter of the default dtype, or of `dtype`."""
+        self = cls.__new__(cls)
+        dtype = dtypes.dtype(dtype or current().default_dtype)
+        self._setup(tuple(shape), dtype.storage, initializer)
+        self.storage, self.requires_grad, self.node, self._sink = Storage(), True, None, None
+        return self
+
+    def _setup(self, shape, dtype, initializer):
+        self._shape, self._dtype, self.initializer = shape, dtype, initializer
+        self._seed = current().seed
+        self._module, self._key, self.name = None, None, None
+
+    # Known without memory. `array` is an unset slot until then, which costs the hot path nothing.
+    shape = property(lambda self: self._shape)
+    ndim = property(lambda self: len(self._shape))
+    dtype = property(lambda self: dtypes.dtype(self._dtype))
+
+    @property
+    def sink(self):
+        if self._sink is None:
+            self._sink = Sink(self._shape, self._dtype)
+        return self._sink
+
+    @property
+    def is_materialized(self):
+        try:
+            object.__getattribute__(self, "array")
+        except AttributeError:
+            return False
+        return True
+
+    def __getattr__(self, attribute):
+        if attribute != "array":
+            raise AttributeError(attribute)
+        self.materialize()
+        return self.array
+
+    def materialize(self):
+        """Allocate and fill the parameter, if it is not yet."""
+        if not self.is_materialized:
+            values = self.initializer(self.generator(), self._shape)
+            self.array = values.astype(self._dtype, copy=False)
+
+    def generator(self):
+        """The generator of this parameter's initial values: a function of seed and name."""
+        name = self.qualified_name()
+        if name is None:  # touched before it had a module: the order of creation must do
+            context = current()
+            context.orphans += 1
+            name = context.orphans
+        return random.generator(self._seed, "init", name)
+
+    def qualified_name(self):
+        """`name` if materialize() of a root module fixed it, else what the modules say now."""
+        if self.name is not None:
+            return self.name
+        module = self._module and self._module()
+        if module is None:
+            return None
+        path = module.qualified_name()
+        return f"{path}.{self._key}" if path else self._key
+
+    def attach(self, module, key):
+        """Remember the first module that registers the parameter: a tied one has one name."""
+        if self._module is None:
+            self._module, self._key = weakref.ref(module), key

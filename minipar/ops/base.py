@@ -1,0 +1,115 @@
+"""What every operation uses: taking operands apart, and undoing a broadcast.
+
+An operation is one function: the arithmetic on arrays, a closure that is its backward, `record`.
+It stands in the file of its family; `@method` also makes it a method of Tensor.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..context import current
+from ..tensor import Tensor
+
+# A decorator: results are Inf and NaN as in PyTorch, without NumPy's RuntimeWarning. (`backward`
+# of the engine runs under one of its own.) It costs 0.3 us.
+quiet = np.errstate(all="ignore")
+
+
+class Like(NamedTuple):
+    """Shape and dtype of an array, for a backward that needs no more: the array itself can go."""
+
+    shape: tuple
+    dtype: np.dtype
+
+
+def method(*names):
+    """Make the function a method of Tensor, under its own name or under `names`."""
+    def attach(function):
+        for name in names or (function.__name__,):
+            setattr(Tensor, name, function)
+        return function
+    return attach
+
+
+def operand(x):
+    """(array or Python number, tensor or None) of an operand of elementwise arithmetic.
+
+    Python numbers stay what they are: NumPy then keeps the other operand's type, as PyTorch does.
+    """
+    if isinstance(x, Tensor):
+        return x.array, x
+    if isinstance(x, (bool, int, float)):
+        return float(x) if x.__class__ is np.float64 else x, None  # NumPy's takes part in types
+    if isinstance(x, (np.ndarray, np.generic, list, tuple)):
+        return np.asarray(x), None
+    raise TypeError(f"a tensor or a number was expected, not {type(x).__name__}")
+
+
+def wanted(tensor):
+    """The `Like` of an operand that a gradient is wanted for, else None."""
+    if tensor is None or not tensor.requires_grad:
+        return None
+    return Like(tensor.array.shape, tensor.array.dtype)
+
+
+_KINDS = {"b": 0, "i": 1, "u": 1, "f": 2}  # of NumPy's dtypes, from lower to higher
+
+
+def promote(a, b):
+    """Both operands (arrays or Python numbers) in the type that PyTorch computes in.
+
+    NumPy's rules make float64 of float32 with int64, and of an integer array with a Python float.
+    PyTorch keeps the floating type, and takes the default dtype where there is none; a 0-d tensor
+    counts only if it is of a higher kind (bool < integer < floating) than the other operand.
+    """
+    a_array, b_array = isinstance(a, np.ndarray), isinstance(b, np.ndarray)
+    if a_array and b_array:
+        if a.dtype != b.dtype:
+            dtype = _common(a, b)
+            a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    elif a_array:
+        if b.__class__ is float:
+            a = floating(a)
+    elif b_array and a.__class__ is float:
+        b = floating(b)
+    return a, b
+
+
+def _common(a, b):
+    """The type of two arrays of different types together."""
+    rank_a, rank_b = _KINDS[a.dtype.kind], _KINDS[b.dtype.kind]
+    if rank_a != rank_b:
+        return a.dtype if rank_a > rank_b else b.dtype
+    if (a.ndim == 0) != (b.ndim == 0):
+        return a.dtype if a.ndim else b.dtype
+    return np.promote_types(a.dtype, b.dtype)
+
+
+def floating(a):
+    """`a`, converted to the default dtype if it is of integers or bools."""
+    return a if a.dtype.kind == "f" else a.astype(current().default_dtype.storage)
+
+
+def unbroadcast(gradient, like):
+    """Sum `gradient` over the axes that broadcasting added to or stretched in `like`.
+
+    like: an array or a `Like`. Returns an array of its shape and dtype; `gradient` itself if
+    nothing was broadcast.
+    """
+    if gradient.shape != like.shape:
+        added = gradient.ndim - len(like.shape)
+        stretched = [added + i for i, n in enumerate(like.shape)
+                     if n == 1 and gradient.shape[added + i] != 1]
+        gradient = gradient.sum(axis=(*range(added), *stretched), keepdims=True)
+        gradient = gradient.reshape(like.shape)
+    return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)
+
+
+def normal_dim(dim, ndim):
+    """`dim` counted from the front. Raises IndexError as PyTorch does if there is none."""
+    span = max(ndim, 1)
+    if not -span <= dim < span:
+        raise IndexError(f"dim {dim} of a tensor with {ndim} dims: expected "
+                         f"{-span} to {span - 1}")
+    return dim % span

@@ -1,0 +1,202 @@
+"""Arithmetic with broadcasting, and functions of one element."""
+
+import math
+
+import numpy as np
+
+from ..tensor import record
+from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
+
+
+def _broadcast(name, x, y, function):
+    """function(x, y), with an error that shows both shapes."""
+    try:
+        return function(x, y)
+    except ValueError:
+        raise ValueError(f"{name}: shapes {np.shape(x)} and {np.shape(y)} "
+                         f"cannot be broadcast together") from None
+
+
+@method("add", "__add__", "__radd__")
+@quiet
+def add(x, y):
+    """x + y."""
+    a, x = operand(x)
+    b, y = operand(y)
+    want_x, want_y = wanted(x), wanted(y)
+    a, b = promote(a, b)
+
+    def backward(g):
+        return (unbroadcast(g, want_x) if want_x else None,
+                unbroadcast(g, want_y) if want_y else None)
+    return record(_broadcast("add", a, b, np.add), (x, y), backward)
+
+
+@method("sub", "__sub__")
+@quiet
+def sub(x, y):
+    """x - y."""
+    a, x = operand(x)
+    b, y = operand(y)
+    want_x, want_y = wanted(x), wanted(y)
+    a, b = promote(a, b)
+
+    def backward(g):
+        return (unbroadcast(g, want_x) if want_x else None,
+                unbroadcast(-g, want_y) if want_y else None)
+    return record(_broadcast("sub", a, b, np.subtract), (x, y), backward)
+
+
+@method("__rsub__")
+def rsub(x, y):
+    return sub(y, x)
+
+
+@method("mul", "__mul__", "__rmul__")
+@quiet
+def mul(x, y):
+    """x * y."""
+    a, x = operand(x)
+    b, y = operand(y)
+    want_x, want_y = wanted(x), wanted(y)
+    a, b = promote(a, b)
+    out = _broadcast("mul", a, b, np.multiply)
+    saved = [t for t, want in ((y, want_x), (x, want_y)) if want and t is not None]
+    if not want_x:
+        b = None  # what backward will not read is not kept for it
+    if not want_y:
+        a = None
+
+    def backward(g):
+        return (unbroadcast(g * b, want_x) if want_x else None,
+                unbroadcast(g * a, want_y) if want_y else None)
+    return record(out, (x, y), backward, saved)
+
+
+@method("div", "__truediv__")
+@quiet
+def div(x, y):
+    """x / y, of a floating type."""
+    a, x = operand(x)
+    b, y = operand(y)
+    want_x, want_y = wanted(x), wanted(y)
+    a, b = promote(a, b)
+    if isinstance(a, np.ndarray):
+        a = floating(a)
+    if isinstance(b, np.ndarray):
+        b = floating(b)
+    out = _broadcast("div", a, b, np.true_divide)
+    saved = [t for t in ((x, y) if want_y else (y,)) if t is not None]
+    if not want_y:
+        a = None
+
+    def backward(g):
+        gx = g / b
+        return (unbroadcast(gx, want_x) if want_x else None,
+                unbroadcast(-gx * (a / b), want_y) if want_y else None)
+    return record(out, (x, y), backward, saved)
+
+
+@method("__rtruediv__")
+def rdiv(x, y):
+    return div(y, x)
+
+
+@method("neg", "__neg__")
+def neg(x):
+    """-x."""
+    return record(-x.array, (x,), lambda g: (-g,))
+
+
+@method("pow", "__pow__")
+@quiet
+def pow(x, exponent):
+    """x ** exponent, for a number as exponent."""
+    if not isinstance(exponent, (int, float)):
+        raise TypeError(f"pow: the exponent is a number, not {type(exponent).__name__}")
+    a, exponent = promote(x.array, operand(exponent)[0])
+
+    def backward(g):
+        return (g * (exponent * a ** (exponent - 1)) if exponent else np.zeros_like(g),)
+    return record(a ** exponent, (x,), backward, (x,))
+
+
+@method()
+@quiet
+def exp(x):
+    """e ** x."""
+    out = np.exp(floating(x.array))
+    return record(out, (x,), lambda g: (g * out,), saves_output=True)
+
+
+@method()
+@quiet
+def log(x):
+    """Natural logarithm."""
+    a = floating(x.array)
+    return record(np.log(a), (x,), lambda g: (g / a,), (x,))
+
+
+@method()
+@quiet
+def sqrt(x):
+    """Square root."""
+    out = np.sqrt(floating(x.array))
+    return record(out, (x,), lambda g: (g / (2 * out),), saves_output=True)
+
+
+@method()
+def tanh(x):
+    """Hyperbolic tangent."""
+    out = np.tanh(floating(x.array))
+    return record(out, (x,), lambda g: (g * (1 - out * out),), saves_output=True)
+
+
+@method()
+def relu(x):
+    """max(x, 0). Its gradient at 0 is 0; NaN passes."""
+    out = np.maximum(x.array, 0)
+    return record(out, (x,), lambda g: (g * (out > 0),), saves_output=True)
+
+
+_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+@quiet
+def gelu(x, approximate="tanh"):
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): GPT-2's GELU (Hendrycks & Gimpel 2016).
+
+    `approximate="none"`, PyTorch's default, needs erf and is not here yet: it is refused by name.
+    """
+    if approximate != "tanh":
+        raise ValueError(f"gelu: approximate must be 'tanh', not {approximate!r}")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"gelu: a floating type is needed, not {x.dtype}")
+    a = x.array
+    if a.dtype == np.float16:
+        a = a.astype(np.float32)  # a cube leaves the range of float16 at 40
+    t = a * a
+    t *= 0.044715
+    t += 1
+    t *= a
+    t *= _SQRT_2_OVER_PI
+    t = np.tanh(t)
+    out = t + 1
+    out *= a
+    out *= 0.5
+
+    def backward(g):
+        # d/dx = 0.5 (1 + t) + 0.5 x (1 - t^2) sqrt(2/pi) (1 + 3 * 0.044715 x^2)
+        inner = a * a
+        inner *= 3 * 0.044715 * _SQRT_2_OVER_PI
+        inner += _SQRT_2_OVER_PI
+        inner *= a
+        slope = t * t
+        np.subtract(1, slope, out=slope)
+        slope *= inner
+        slope += t
+        slope += 1
+        slope *= 0.5
+        slope *= g
+        return (slope.astype(g.dtype, copy=False),)
+    return record(out.astype(x.array.dtype, copy=False), (x,), backward, (x,))

@@ -1,0 +1,81 @@
+"""Matrix products. Their weight gradients are Deferred: computed into the sink, or postponed."""
+
+import numpy as np
+
+from ..sinks import Deferred
+from ..tensor import Tensor, record
+from .base import method, unbroadcast
+
+
+@method("matmul", "__matmul__")
+def matmul(x, y):
+    """x @ y with NumPy's and PyTorch's rules: vectors, matrices, broadcast batches of matrices.
+
+    Raises ValueError `matmul: (3, 4) @ (5, 6): 4 != 5` if the inner sizes differ.
+    """
+    a, b = x.array, y.array
+    if not a.ndim or not b.ndim:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape}: both need at least 1 dim")
+    inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
+    if a.shape[-1] != inner:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape}: {a.shape[-1]} != {inner}")
+    need_x, need_y = x.requires_grad, y.requires_grad
+    x_vector, y_vector = a.ndim == 1, b.ndim == 1
+    try:
+        out = np.matmul(a, b)
+    except ValueError:
+        raise ValueError(f"matmul: batch shapes {a.shape[:-2]} and {b.shape[:-2]} "
+                         f"cannot be broadcast together") from None
+
+    def backward(g):
+        # As matrices: a vector on the left is a row, on the right a column.
+        a2 = a[None, :] if x_vector else a
+        b2 = b[:, None] if y_vector else b
+        if x_vector:
+            g = np.expand_dims(g, -1 if y_vector else -2)
+        if y_vector:
+            g = np.expand_dims(g, -1)
+        gx = gy = None
+        if need_x:
+            gx = unbroadcast(np.matmul(g, b2.swapaxes(-1, -2)), a2).reshape(a.shape)
+        if need_y:
+            gy = unbroadcast(np.matmul(a2.swapaxes(-1, -2), g), b2).reshape(b.shape)
+        return gx, gy
+    saved = ([y] if need_x else []) + ([x] if need_y else [])
+    return record(out, (x, y), backward, saved)
+
+
+@method("__rmatmul__")
+def rmatmul(x, y):
+    return matmul(Tensor(np.asarray(y)), x)
+
+
+def linear(x, weight, bias=None):
+    """x @ weight.T + bias, over the last dim.
+
+    x (..., in), weight (out, in), bias (out,) -> (..., out). Raises ValueError with the shapes.
+    """
+    a, w = x.array, weight.array
+    if w.ndim != 2 or not a.ndim or a.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear: input {a.shape} and weight {w.shape} (out, in): the last dim "
+                         f"of the input is not in")
+    if bias is not None and bias.array.shape != w.shape[:1]:
+        raise ValueError(f"linear: bias {bias.array.shape} and weight {w.shape} (out, in)")
+    rows = a.reshape(-1, a.shape[-1])  # one large GEMM, where a batched matmul makes many small
+    out = np.matmul(rows, w.T)
+    if bias is not None:
+        out += bias.array
+    need_x, need_w = x.requires_grad, weight.requires_grad
+
+    def backward(g):
+        g = g.reshape(-1, g.shape[-1])
+        gx = gw = gb = None
+        if need_x:
+            gx = np.matmul(g, weight.array).reshape(a.shape)
+        if need_w:
+            gw = Deferred(w, write=lambda out: np.matmul(g.T, rows, out=out), postponable=True)
+        if bias is not None and bias.requires_grad:
+            gb = np.ones(len(g), g.dtype) @ g  # a GEMV: 3 times as fast as a sum over rows
+        return gx, gw, gb
+    saved = ([weight] if need_x else []) + ([x] if need_w else [])
+    return record(out.reshape(*a.shape[:-1], len(w)), (x, weight, bias), backward, saved)

@@ -1,0 +1,106 @@
+"""Softmax and its logarithm, along any dim, with each row's own maximum taken off first.
+
+A row is what lies along `dim`. Rows that hold only -inf, or +inf or NaN, become NaN, as in
+PyTorch. float16 is computed in float32.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from ..tensor import record
+from .base import method, normal_dim, quiet
+
+
+@lru_cache(maxsize=16)
+def ones(count, dtype):
+    """A vector of ones that nobody writes to: a dot product with it is the fastest sum of a row."""
+    vector = np.ones(count, dtype)
+    vector.flags.writeable = False
+    return vector
+
+
+def row_max(rows, starts):
+    """The largest element of each row of `rows` (n, size): (n,). NaN is largest.
+
+    starts: np.arange(0, n * size, size). argmax is vectorised where maximum.reduce over short
+    rows is not: half the time for (4096, 128).
+    """
+    return rows.reshape(-1).take(rows.argmax(1) + starts)
+
+
+def _shifted(a, dim):
+    """A new array: `a` (not empty, dim the last or not) minus the maximum along `dim`."""
+    if dim != a.ndim - 1:
+        return a - np.maximum.reduce(a, axis=dim, keepdims=True)
+    rows = a.reshape(-1, a.shape[-1])
+    largest = row_max(rows, np.arange(0, a.size, a.shape[-1]))
+    return np.subtract(rows, largest[:, None]).reshape(a.shape)
+
+
+def _row_sum(a, dim):
+    """Sum along `dim`, which is kept."""
+    if dim != a.ndim - 1:
+        return np.add.reduce(a, axis=dim, keepdims=True)
+    return np.vecdot(a, ones(a.shape[-1], a.dtype))[..., None]
+
+
+def _input(name, x, dim):
+    """(array to compute with, dim from the front) or an error."""
+    a = x.array
+    if a.dtype.kind != "f":
+        raise TypeError(f"{name}: a floating type is needed, not {x.dtype}")
+    dim = normal_dim(dim, a.ndim)
+    if a.dtype == np.float16:
+        a = a.astype(np.float32)
+    return a if a.ndim else a.reshape(1), dim
+
+
+@method()
+@quiet
+def softmax(x, dim):
+    """exp(x) / sum of exp(x) along `dim`. Raises TypeError unless x is of a floating type."""
+    a, dim = _input("softmax", x, dim)
+    shape, dtype = x.array.shape, x.array.dtype
+    if a.size:
+        y = _shifted(a, dim)
+        np.exp(y, out=y)
+        y /= _row_sum(y, dim)
+    else:
+        y = a.copy()
+
+    def backward(g):
+        # dx = y (g - sum(g y)): the sum as dot products where rows are contiguous.
+        g = g.astype(y.dtype, copy=False).reshape(y.shape)
+        if dim == y.ndim - 1:
+            gx = g - np.vecdot(g, y)[..., None]
+        else:
+            gx = g * y
+            np.subtract(g, np.add.reduce(gx, axis=dim, keepdims=True), out=gx)
+        gx *= y
+        return (gx.astype(dtype, copy=False).reshape(shape),)
+    out = y.astype(dtype, copy=False).reshape(shape)
+    return record(out, (x,), backward, saves_output=True)
+
+
+@method()
+@quiet
+def log_softmax(x, dim):
+    """x - log(sum of exp(x)) along `dim`. Raises TypeError unless x is of a floating type."""
+    a, dim = _input("log_softmax", x, dim)
+    shape, dtype = x.array.shape, x.array.dtype
+    if a.size:
+        y = _shifted(a, dim)
+        y -= np.log(_row_sum(np.exp(y), dim))
+    else:
+        y = a.copy()
+
+    def backward(g):
+        # dx = g - exp(y) sum(g)
+        g = g.astype(y.dtype, copy=False).reshape(y.shape)
+        gx = np.exp(y)
+        gx *= _row_sum(g, dim)
+        np.subtract(g, gx, out=gx)
+        return (gx.astype(dtype, copy=False).reshape(shape),)
+    out = y.astype(dtype, copy=False).reshape(shape)
+    return record(out, (x,), backward, saves_output=True)

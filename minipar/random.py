@@ -1,0 +1,38 @@
+"""Random numbers as pure functions of names, so that no result depends on who draws first.
+
+Bottom of the stack. Two uses: initial weights are `generator(seed, name)`, and dropout masks are
+`bits(key, ...)`, a counter-based stream of which any rank can compute any stretch by itself.
+Both are Philox-4x64-10 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
+1, 2, 3"), which NumPy has in C.
+"""
+
+import hashlib
+
+import numpy as np
+
+LANES = 8  # 32-bit numbers in one counter's block of 4 x 64 bits
+
+
+def key(*parts):
+    """A 128-bit Philox key (int) that is a function of `parts` (numbers and strings) alone."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+
+
+def generator(*parts):
+    """A `numpy.random.Generator` whose stream is a function of `parts` alone."""
+    return np.random.Generator(np.random.Philox(key=key(*parts)))
+
+
+def bits(key, start, count):
+    """`count` uint32 numbers, from index `start` (a multiple of 8) of the stream of `key`.
+
+    Any stretch equals the same stretch of a longer one: the index is the counter.
+    """
+    if start % LANES:
+        raise ValueError(f"a stretch starts at a multiple of {LANES}, not at {start}")
+    # 256-bit counter arithmetic needs Python's integers: advance() takes them, counter= may not.
+    stream = np.random.Philox(key=key).advance(int(start) // LANES)
+    words = -(-int(count) // 2)
+    # All 64 bits of integers() without bounds is the raw stream, 1.6 times as fast as random_raw.
+    raw = np.random.Generator(stream).integers(0, 2**64 - 1, words, dtype=np.uint64, endpoint=True)
+    return raw.astype("<u8", copy=False).view("<u4")[:count]
