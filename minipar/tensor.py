@@ -45,7 +45,7 @@ class Node:
 
     @property
     def name(self):
-        return self.backward.__qualname__.split(".")[0] if self.backward else "freed"
+        return self.backward.__qualname__.split(".")[0].lstrip("_") if self.backward else "freed"
 
     def __repr__(self):
         return f"<{self.name}>"
@@ -239,6 +239,7 @@ def record(array, inputs, backward, saved=(), view_of=None, saves_output=False):
     return out
 
 
+@np.errstate(all="ignore")  # Inf and NaN pass as in PyTorch, without a RuntimeWarning
 def backward(tensors, gradients=None, retain_graph=False, postponed=None):
     """Run backward from `tensors`, adding to the sinks of all leaves they depend on.
 
@@ -348,7 +349,7 @@ def _accumulate(node, g):
     if g.__class__ is Deferred:
         if node.grad is None:
             node.grad, node.owned = g.array(), True
-        elif node.owned:
+        elif node.owned and node.grad.shape:  # a sum of 0-d arrays is a NumPy scalar
             g.add(node.grad)
         else:
             node.grad, node.owned = node.grad + g.array(), True

@@ -3,9 +3,14 @@
 Importing this package gives Tensor its methods and operators.
 """
 
-from . import inplace  # noqa: F401  (methods only)
+from . import compare, inplace  # noqa: F401  (methods only)
 from .elementwise import add, div, exp, gelu, log, mul, neg, pow, relu, sqrt, sub, tanh
+from .indexing import cat, split
 from .matmul import linear, matmul
+from .reduce import argmax, max, mean, sum
+from .shape import flatten, permute, reshape, transpose
+from .softmax import log_softmax, softmax
 
-__all__ = ["add", "div", "exp", "gelu", "linear", "log", "matmul", "mul", "neg", "pow", "relu",
-           "sqrt", "sub", "tanh"]
+__all__ = ["add", "argmax", "cat", "div", "exp", "flatten", "gelu", "linear", "log",
+           "log_softmax", "matmul", "max", "mean", "mul", "neg", "permute", "pow", "relu",
+           "reshape", "softmax", "split", "sqrt", "sub", "sum", "tanh", "transpose"]

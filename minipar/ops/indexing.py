@@ -35,7 +35,7 @@ def getitem(x, index):
                          f"for a tensor of shape {x.shape}")
     if not any(isinstance(i, np.ndarray) for i in items):
         # Without an Ellipsis NumPy makes a copy, a scalar, of a single element.
-        return _view(x, tuple(items) if ellipses else (*items, ...))
+        return _slice(x, tuple(items) if ellipses else (*items, ...))
     basic, arrays = [], []
     for i in items if ellipses else (*items, ...):
         if i is Ellipsis:
@@ -49,7 +49,7 @@ def getitem(x, index):
             if i is None or isinstance(i, slice):
                 arrays.append(_ALL)
     if any(i != _ALL for i in basic):
-        x = _view(x, (*basic, ...))
+        x = _slice(x, (*basic, ...))
     return _gather(x, tuple(arrays), [i for i in index if isinstance(i, Tensor)])
 
 
@@ -78,14 +78,14 @@ def _item(i):
                      f"not of {type(i).__name__}")
 
 
-def _view(x, index):
+def _slice(x, index):
     """x[index] for an index of ints, slices and None, with an Ellipsis."""
     a = x.array
     out, like = a[index], Like(a.shape, a.dtype)
     if out.size == a.size:  # nothing is left out: the gradient needs no zeros
         return record(out, (x,), lambda g: (g.reshape(like.shape),), view_of=x)
 
-    def getitem(g):  # the name that an error message shows
+    def backward(g):
         def write(gx):
             gx.fill(0)
             gx[index] = g
@@ -94,7 +94,7 @@ def _view(x, index):
             region = gx[index]
             region += g
         return (Deferred(like, write=write, add=add),)
-    return record(out, (x,), getitem, view_of=x)
+    return record(out, (x,), backward, view_of=x)
 
 
 def _gather(x, index, tensors):
@@ -103,14 +103,14 @@ def _gather(x, index, tensors):
     out, like = a[index], Like(a.shape, a.dtype)
     unique = all(isinstance(i, slice) or i.dtype.kind == "b" for i in index)
 
-    def getitem(g):
+    def backward(g):
         def add(gx):
             if unique:
                 gx[index] += g
             else:
                 np.add.at(gx, index, g)  # an element that was taken twice gets both
         return (Deferred(like, add=add),)
-    return record(out, (x,), getitem, saved=tensors)
+    return record(out, (x,), backward, saved=tensors)
 
 
 @method()
@@ -135,7 +135,7 @@ def split(x, split_size_or_sections, dim=0):
                          f"dim {dim} of shape {x.shape}")
     pieces, start = [], 0
     for size in sizes:
-        pieces.append(_view(x, (_ALL,) * dim + (slice(start, start + size), ...)))
+        pieces.append(_slice(x, (_ALL,) * dim + (slice(start, start + size), ...)))
         start += size
     return tuple(pieces)
 

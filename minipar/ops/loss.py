@@ -45,12 +45,13 @@ def _cross_entropy(input, target, ignore_index, reduction):
     if a.ndim > 2:
         a = np.moveaxis(a, 1, -1)
     class_last = a.shape
-    rows = a.reshape(-1, classes) if classes else a.reshape(target.array.size, 0)
-    dtype = rows.dtype
+    dtype, any_rows = a.dtype, a.size > 0
     if dtype == np.float16:
-        rows = rows.astype(np.float32)
+        a = a.astype(np.float32)
+    # In C order, so that elements are found in the flat array.
+    rows = np.ascontiguousarray(a).reshape(target.array.size, classes)
     t, kept, count = _check_targets(target.array.reshape(-1), classes, ignore_index)
-    if rows.size:
+    if any_rows:
         # exp(x - max) is kept without its division by the sum, which backward makes with its own.
         starts = np.arange(0, rows.size, classes)
         at = starts + t  # of each target in the flat array
@@ -69,7 +70,7 @@ def _cross_entropy(input, target, ignore_index, reduction):
 
     def backward(g):
         # dx = (softmax(x) - one_hot(target)) * scale of the row
-        if not rows_size:
+        if not any_rows:
             return (np.zeros(shape, dtype),)
         scale = g.reshape(-1).astype(sums.dtype, copy=False)
         if reduction == "mean":
@@ -80,8 +81,6 @@ def _cross_entropy(input, target, ignore_index, reduction):
         gx.reshape(-1)[at] -= scale
         gx = gx.astype(dtype, copy=False).reshape(class_last)
         return (np.moveaxis(gx, -1, 1) if gx.ndim > 2 else gx,)
-    backward.__qualname__ = "cross_entropy"  # the name that error messages show
-    rows_size, rows = rows.size, None
     return record(out.astype(dtype, copy=False), (input,), backward), count
 
 

@@ -1,0 +1,271 @@
+"""The communicator: a group of ranks, and what they can do together, under MPI's names."""
+
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..tensor import Tensor
+from .plan import OPS, Engine, Plan
+from .select import select
+
+_CHANNELS = 16  # tags that a plan owns
+_PLAN_TAGS = 2**13  # tags below this belong to plans, the others to send and recv
+
+
+class Work:
+    """A started operation: `test()`, `wait()`. Returned for async_op=True and by isend, irecv."""
+
+    __slots__ = ("_plan", "_finish", "done")
+
+    def __init__(self, plan, finish):
+        self._plan, self._finish, self.done = plan, finish, False
+
+    def test(self):
+        """Whether the operation is complete; makes progress, never blocks."""
+        if not self.done and self._plan.test():
+            self.done = True
+            self._finish()
+        return self.done
+
+    def wait(self):
+        """Block until the operation is complete."""
+        self._plan.wait()
+        self.test()
+
+
+class _Single:
+    """One message with the interface of a plan."""
+
+    def __init__(self, message, transport, engine):
+        self._messages, self._transport, self._engine = [message], transport, engine
+        self.done = False
+        engine.add(self)
+        transport.start(self._messages)
+
+    def test(self):
+        if not self.done and self._transport.test(self._messages):
+            self.done = True
+            self._engine.remove(self)
+        return self.done
+
+    def wait(self):
+        self._engine.wait(self)
+
+    def free(self):
+        self._transport.free(self._messages)
+
+
+def _array(x):
+    """The array of a tensor or array, counting the in-place change that is about to happen."""
+    if isinstance(x, Tensor):
+        x.storage.version += 1
+        return x.array
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"a tensor or a NumPy array was expected, not {type(x).__name__}")
+    return x
+
+
+class Communicator:
+    """A group of ranks. Collectives are called by all of its ranks, in the same order.
+
+    rank: this rank's number, 0 <= rank < size.
+    Arrays are NumPy arrays or Tensors of any dtype; `op` is sum, mean, prod, max or min;
+    `algorithm` is "auto", the name of a registered program, or a program of your own.
+    """
+
+    def __init__(self, transport, engine=None):
+        self.transport = transport
+        self.rank, self.size = transport.rank, transport.size
+        self.engine = Engine(transport) if engine is None else engine
+        self._plans, self._splits, self._held = 0, 0, []
+
+    def __repr__(self):
+        return f"<Communicator rank {self.rank} of {self.size}>"
+
+    # Collectives
+
+    def plan(self, kind, array, op="sum", algorithm="auto", root=0):
+        """Compile a collective for a buffer that it will be run on many times.
+
+        array: contiguous; the plan keeps it and changes it in place at every `start()`. Call
+        `free()` when done with it (`close()` does so for those that are left).
+        """
+        if not array.flags.c_contiguous:
+            raise ValueError("a plan needs a contiguous array")
+        if op not in OPS:
+            raise ValueError(f"no reduction {op!r} for a plan: there are {', '.join(OPS)}")
+        if not 0 <= root < self.size:
+            raise ValueError(f"root {root} is not one of {self.size} ranks")
+        program = select(kind, self.size, array.nbytes, algorithm)
+        tag = self._plans * _CHANNELS % _PLAN_TAGS
+        self._plans += 1
+        plan = Plan(program.rounds(self.rank, self.size, array.size, root), array.reshape(-1),
+                    self.transport, self.engine, op, tag, _CHANNELS)
+        self._held.append(plan)
+        return plan
+
+    def free(self, plan):
+        """Release a plan that is not in flight."""
+        self._held.remove(plan)
+        plan.free()
+
+    def _run(self, kind, array, op, algorithm, root, async_op, finish=None):
+        plan = self.plan(kind, array, op, algorithm, root)
+        plan.start()
+
+        def done():
+            self.free(plan)
+            if finish is not None:
+                finish()
+        work = Work(plan, done)
+        if async_op:
+            return work
+        work.wait()
+        return None
+
+    def all_reduce(self, array, op="sum", algorithm="auto", async_op=False):
+        """Reduce `array` over the ranks, in place on every rank; all get the same bits.
+
+        Returns None, or a `Work` at once if `async_op`.
+        """
+        target = _array(array)
+        mean = op == "mean"
+        if mean and target.dtype.kind != "f":
+            raise TypeError(f"the mean of {target.dtype} is not one: cast to a floating type")
+        buffer = np.ascontiguousarray(target)
+        if buffer.ndim != target.ndim:
+            buffer = buffer.reshape(target.shape)  # NumPy makes 0-d arrays 1-d here
+        copied = not np.may_share_memory(buffer, target)
+
+        def finish():
+            if mean:
+                buffer[...] /= self.size
+            if copied:
+                target[...] = buffer
+        return self._run("all_reduce", buffer, "sum" if mean else op, algorithm, 0, async_op,
+                         finish)
+
+    def reduce_scatter(self, array, op="sum", algorithm="auto"):
+        """This rank's part of the reduction of `array`: elements [rank n // p, (rank+1) n // p).
+
+        array: any shape, left as it is; its n elements are taken in order. Returns a new 1-D
+        array (or Tensor, if given one).
+        """
+        source = array.array if isinstance(array, Tensor) else np.asarray(array)
+        work = source.reshape(-1).copy()
+        self._run("reduce_scatter", work, op, algorithm, 0, False)
+        n = work.size
+        part = work[self.rank * n // self.size:(self.rank + 1) * n // self.size].copy()
+        return Tensor(part) if isinstance(array, Tensor) else part
+
+    def all_gather(self, array, algorithm="auto"):
+        """The arrays of all ranks, one after another along a new first dim: (size, *shape).
+
+        array: of the same shape and dtype on every rank.
+        """
+        source = array.array if isinstance(array, Tensor) else np.asarray(array)
+        out = np.empty((self.size, *source.shape), source.dtype)
+        out[self.rank] = source
+        self._run("all_gather", out, "sum", algorithm, 0, False)
+        return Tensor(out) if isinstance(array, Tensor) else out
+
+    def broadcast(self, array, root=0, algorithm="auto"):
+        """Copy `array` of rank `root` into every rank's, in place."""
+        target = _array(array)
+        buffer = np.ascontiguousarray(target)
+        self._run("broadcast", buffer, "sum", algorithm, root, False)
+        if not np.may_share_memory(buffer, target):
+            target[...] = buffer.reshape(target.shape)
+
+    def barrier(self):
+        """Return when every rank has come here."""
+        self._run("barrier", np.empty(0, np.uint8), "sum", "auto", 0, False)
+
+    # Messages
+
+    def _message(self, make, array, peer, tag, finish=None):
+        if not 0 <= peer < self.size or peer == self.rank:
+            raise ValueError(f"rank {self.rank} of {self.size} has no peer {peer}")
+        limit = self.transport.max_tag - _PLAN_TAGS
+        if not 0 <= tag < limit:
+            raise ValueError(f"tag {tag} is not in [0, {limit})")
+        single = _Single(make(array, peer, _PLAN_TAGS + tag), self.transport, self.engine)
+        self._held.append(single)
+
+        def done():
+            self.free(single)
+            if finish is not None:
+                finish()
+        return Work(single, done)
+
+    def isend(self, array, dest, tag=0):
+        """Start sending `array` to rank `dest`; it must not change until the Work is done."""
+        source = array.array if isinstance(array, Tensor) else np.asarray(array)
+        return self._message(self.transport.send_init, np.ascontiguousarray(source), dest, tag)
+
+    def irecv(self, array, source, tag=0):
+        """Start receiving from rank `source` into `array` (same number of bytes as sent)."""
+        target = _array(array)
+        buffer = target if target.flags.c_contiguous else np.empty_like(target, order="C")
+        finish = None if buffer is target else lambda: np.copyto(target, buffer)
+        return self._message(self.transport.recv_init, buffer, source, tag, finish)
+
+    def send(self, array, dest, tag=0):
+        """Send `array` to rank `dest`."""
+        self.isend(array, dest, tag).wait()
+
+    def recv(self, array, source, tag=0):
+        """Receive from rank `source` into `array`."""
+        self.irecv(array, source, tag).wait()
+
+    # Groups
+
+    def split(self, color, key=0):
+        """The communicator of the ranks that give the same `color`, ordered by (key, rank).
+
+        Called by every rank; None for those whose color is None (MPI_UNDEFINED).
+        """
+        self._splits += 1
+        given = np.array([color is not None, 0 if color is None else color, key], np.int64)
+        table = self.all_gather(given)
+        if color is None:
+            return None
+        members = sorted((r for r in range(self.size) if table[r][0] and table[r][1] == color),
+                         key=lambda r: (table[r][2], r))
+        return Communicator(self.transport.subgroup(members, (self._splits, int(color))),
+                            self.engine)
+
+    def close(self):
+        """Release every plan that is left. Called at the end of the job by whoever started it."""
+        for plan in self._held:
+            plan.free()
+        self._held = []
+        self.transport.close()
+
+
+_thread = threading.local()
+
+
+@contextmanager
+def use_world(communicator):
+    """Make `communicator` the calling thread's world inside the block."""
+    previous = getattr(_thread, "world", None)
+    _thread.world = communicator
+    try:
+        yield communicator
+    finally:
+        _thread.world = previous
+
+
+def world():
+    """The communicator of all ranks of this job, as seen by the calling rank.
+
+    In a thread started as a rank: its own. In a process started by an MPI launcher: MPI's world.
+    Else a world of one rank, for which no MPI library is needed.
+    """
+    found = getattr(_thread, "world", None)
+    if found is None:
+        from .launched import process_world
+        found = process_world()
+    return found

@@ -1,0 +1,139 @@
+"""Plans: a program compiled for one rank's buffer and transport; and the engine that runs them.
+
+A plan owns its messages and scratch, and allocates nothing when it is started again. `start`,
+then `test` until it is true, or `wait`. Every wait on a rank advances every plan that the rank
+has in flight, so a plan makes progress while its rank waits for another, or computes and calls
+`engine.progress()` from a hook.
+"""
+
+import time
+
+import numpy as np
+
+from .transport.base import RankFailed  # noqa: F401  (what wait() may raise)
+
+OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+class Plan:
+    """A collective on a registered buffer.
+
+    rounds:    the program's rounds for this rank, as traced by `Program.rounds`.
+    array:     contiguous, 1-D; changed in place by every run.
+    tag, span: messages of channel c travel under tag + c % span.
+    """
+
+    def __init__(self, rounds, array, transport, engine, op="sum", tag=0, span=1):
+        self._transport, self._engine, self._op = transport, engine, OPS[op]
+        self._tag, self._span, self._array = tag, span, array
+        scratch = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
+                       for ops in rounds), default=0)
+        self._scratch = np.empty(scratch, array.dtype)
+        self._rounds = [self._bind(ops) for ops in rounds]
+        self._next = self._last = len(self._rounds)  # number of the round to start next
+        self._pending = ()  # messages of the round in flight
+        self._after = ()
+        self.done = True
+
+    def _bind(self, ops):
+        """(messages, local work to do before, local work to do after) of a round."""
+        transport, array, used = self._transport, self._array, 0
+        receives, sends, before, after = [], [], [], []
+        for kind, chunk, peer, channel, source, _ in ops:
+            view = array[chunk.start:chunk.stop]
+            tag = self._tag + channel % self._span
+            if kind == "send":
+                sends.append(transport.send_init(view, peer, tag))
+            elif kind == "recv":
+                receives.append(transport.recv_init(view, peer, tag))
+            elif kind == "recv_reduce":
+                landing = self._scratch[used:used + len(chunk)]
+                used += len(chunk)
+                receives.append(transport.recv_init(landing, peer, tag))
+                after.append((self._op, view, landing))
+            else:
+                function = self._op if kind == "reduce" else None
+                before.append((function, view, array[source.start:source.stop]))
+        return receives + sends, before, after  # receives first: a message finds its place
+
+    def start(self):
+        """Start a run; the buffer belongs to the plan until it is done."""
+        if not self.done:
+            raise RuntimeError("a plan is started while it is in flight")
+        self.done, self._next = False, 0
+        self._engine.add(self)
+        self._advance()
+
+    def test(self):
+        """Make what progress is possible; whether the run is complete. Never blocks."""
+        if not self.done and self._transport.test(self._pending):
+            self._advance()
+        return self.done
+
+    def wait(self):
+        """Block until the run is complete, advancing every plan in flight on this rank."""
+        self._engine.wait(self)
+
+    def _advance(self):
+        """Finish the round in flight and start the following, as long as they complete."""
+        while True:
+            for function, view, landing in self._after:
+                function(view, landing, out=view)
+            if self._next == self._last:
+                self._pending = self._after = ()
+                self.done = True
+                self._engine.remove(self)
+                return
+            self._pending, before, self._after = self._rounds[self._next]
+            self._next += 1
+            for function, view, source in before:
+                view[...] = source if function is None else function(view, source)
+            if self._pending:
+                self._transport.start(self._pending)
+                if not self._transport.test(self._pending):
+                    return
+
+    def free(self):
+        """Release the messages. The plan must not be in flight, and cannot be started again."""
+        for messages, _, _ in self._rounds:
+            self._transport.free(messages)
+        self._rounds = []
+
+
+class Engine:
+    """Advances every plan in flight on one rank."""
+
+    def __init__(self, transport):
+        self._transport, self._active = transport, []
+        self.waited = 0.0  # seconds spent in wait(), for whoever reports communication time
+
+    def add(self, plan):
+        self._active.append(plan)
+
+    def remove(self, plan):
+        self._active.remove(plan)
+
+    def progress(self):
+        """One step for every plan in flight. Cheap when there is none."""
+        for plan in tuple(self._active):
+            plan.test()
+
+    def wait(self, work):
+        """Wait until `work.test()` is true. Raises RankFailed if a peer is gone for good."""
+        if work.test():
+            return
+        begin = time.perf_counter()
+        turn, checked = 0, 0.2
+        try:
+            while not work.test():
+                self.progress()
+                if work.test():
+                    return
+                waited = time.perf_counter() - begin
+                if waited > checked:
+                    self._transport.check()
+                    checked = waited + 0.2
+                self._transport.relax(turn, waited)
+                turn += 1
+        finally:
+            self.waited += time.perf_counter() - begin

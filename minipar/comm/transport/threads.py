@@ -1,0 +1,144 @@
+"""Ranks as threads of one process: no MPI library, easy to test and to debug.
+
+A message is one copy from the sender's array to the receiver's. With `eager_bytes=0` (the
+default) a send completes only when it is received, which is the strictest legal behaviour: a
+program that needs buffering hangs here, not on somebody's cluster.
+"""
+
+import threading
+import time
+from collections import defaultdict, deque
+
+import numpy as np
+
+from ... import context
+from .base import RankFailed, Transport
+
+
+class _Message:
+    __slots__ = ("array", "key", "peer", "sends", "done")
+
+    def __init__(self, array, key, peer, sends):
+        self.array, self.key, self.peer, self.sends, self.done = array, key, peer, sends, True
+
+
+class World:
+    """What the threads of one job share: a mailbox per rank."""
+
+    def __init__(self, size, eager_bytes=0):
+        self.size, self.eager_bytes = size, eager_bytes
+        self.locks = [threading.Lock() for _ in range(size)]
+        self.sends = [defaultdict(deque) for _ in range(size)]  # by destination, then by key
+        self.recvs = [defaultdict(deque) for _ in range(size)]
+        self.wake = [threading.Event() for _ in range(size)]
+        self.failed = None  # the rank that failed first
+
+
+class Threads(Transport):
+    """The endpoint of one thread."""
+
+    def __init__(self, world, rank, members=None, label=()):
+        self.world, self.members, self.label = world, members or range(world.size), label
+        self.rank, self.size = rank, len(self.members)
+        self._me = self.members[rank]
+
+    def send_init(self, array, peer, tag):
+        target = self.members[peer]
+        return _Message(array, (self.label, self._me, tag), target, True)
+
+    def recv_init(self, array, peer, tag):
+        return _Message(array, (self.label, self.members[peer], tag), self._me, False)
+
+    def start(self, messages):
+        for message in messages:
+            self._post(message)
+
+    def _post(self, message):
+        world, box = self.world, message.peer
+        message.done = False
+        with world.locks[box]:
+            mine, others = world.sends[box], world.recvs[box]
+            if not message.sends:
+                mine, others = others, mine
+            waiting = others.get(message.key)
+            if not waiting:
+                if message.sends and message.array.nbytes <= world.eager_bytes:
+                    message.done = True
+                    message = _Message(message.array.copy(), message.key, box, True)
+                mine[message.key].append(message)
+                return
+            other = waiting.popleft()
+            if not waiting:
+                del others[message.key]
+        send, recv = (message, other) if message.sends else (other, message)
+        if send.array.nbytes != recv.array.nbytes:
+            raise ValueError(f"rank {self.rank}: a message of {send.array.nbytes} bytes meets a "
+                             f"receive of {recv.array.nbytes} bytes")
+        if send.array.size:
+            recv.array.view(np.uint8)[...] = send.array.view(np.uint8)
+        send.done = recv.done = True
+        world.wake[box].set()
+        world.wake[message.key[1]].set()
+
+    def test(self, messages):
+        for message in messages:
+            if not message.done:
+                return False
+        return True
+
+    def check(self):
+        if self.world.failed is not None:
+            raise RankFailed(f"rank {self.world.failed} failed")
+
+    def relax(self, turn, waited):
+        if turn < 3:
+            time.sleep(0)  # lets another thread have the interpreter
+            return
+        wake = self.world.wake[self._me]
+        wake.wait(0.01)
+        wake.clear()
+        self.check()
+
+    def subgroup(self, members, label):
+        return Threads(self.world, members.index(self.rank),
+                       [self.members[m] for m in members], (*self.label, label))
+
+
+def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
+    """Run `function(*args)` as `size` ranks, one thread each; returns their results in order.
+
+    Inside, `minipar.comm.world()` is the rank's communicator. Each rank starts with a copy of the
+    caller's context. If ranks raise, the first exception is raised here; TimeoutError after
+    `timeout` seconds.
+    """
+    from ..communicator import Communicator, use_world
+    world, settings = World(size, eager_bytes), context.current()
+    results, errors = [None] * size, []
+
+    def rank_main(rank):
+        try:
+            communicator = Communicator(Threads(world, rank))
+            with context.use(settings.copy()), use_world(communicator):
+                results[rank] = function(*args)
+                communicator.close()
+        except BaseException as error:  # reported by the caller's thread
+            if not isinstance(error, RankFailed) or world.failed is None:
+                errors.append(error)
+            if world.failed is None:
+                world.failed = rank
+            for event in world.wake:
+                event.set()
+    threads = [threading.Thread(target=rank_main, args=(rank,), daemon=True, name=f"rank {rank}")
+               for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if errors:
+        raise errors[0]
+    if any(thread.is_alive() for thread in threads):
+        world.failed = -1  # lets the ranks that wait end
+        raise TimeoutError(f"{sum(t.is_alive() for t in threads)} of {size} ranks still ran "
+                           f"after {timeout} s")
+    return results
