@@ -37,8 +37,9 @@ class Work:
 class _Single:
     """One message with the interface of a plan."""
 
-    def __init__(self, message, transport, engine):
+    def __init__(self, message, peer, transport, engine):
         self._messages, self._transport, self._engine = [message], transport, engine
+        self._peer = peer
         self.done = False
         engine.add(self)
         transport.start(self._messages)
@@ -51,6 +52,9 @@ class _Single:
 
     def wait(self):
         self._engine.wait(self)
+
+    def waits_for(self):
+        return 0, (self._peer,)
 
     def free(self):
         self._transport.free(self._messages)
@@ -190,7 +194,7 @@ class Communicator:
         limit = self.transport.max_tag - _PLAN_TAGS
         if not 0 <= tag < limit:
             raise ValueError(f"tag {tag} is not in [0, {limit})")
-        single = _Single(make(array, peer, _PLAN_TAGS + tag), self.transport, self.engine)
+        single = _Single(make(array, peer, _PLAN_TAGS + tag), peer, self.transport, self.engine)
         self._held.append(single)
 
         def done():

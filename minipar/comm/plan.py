@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from .transport.base import RankFailed  # noqa: F401  (what wait() may raise)
+from .transport.base import RankFailed
 
 OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -32,11 +32,11 @@ class Plan:
         self._rounds = [self._bind(ops) for ops in rounds]
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
-        self._after = ()
+        self._after, self._peers = (), ()
         self.done = True
 
     def _bind(self, ops):
-        """(messages, local work to do before, local work to do after) of a round."""
+        """(messages, local work before, local work after, peers) of a round."""
         transport, array, used = self._transport, self._array, 0
         receives, sends, before, after = [], [], [], []
         for kind, chunk, peer, channel, source, _ in ops:
@@ -54,7 +54,8 @@ class Plan:
             else:
                 function = self._op if kind == "reduce" else None
                 before.append((function, view, array[source.start:source.stop]))
-        return receives + sends, before, after  # receives first: a message finds its place
+        # Receives first: a message then finds its place when it comes.
+        return receives + sends, before, after, {op.peer for op in ops} - {-1}
 
     def start(self):
         """Start a run; the buffer belongs to the plan until it is done."""
@@ -84,7 +85,7 @@ class Plan:
                 self.done = True
                 self._engine.remove(self)
                 return
-            self._pending, before, self._after = self._rounds[self._next]
+            self._pending, before, self._after, self._peers = self._rounds[self._next]
             self._next += 1
             for function, view, source in before:
                 view[...] = source if function is None else function(view, source)
@@ -93,9 +94,13 @@ class Plan:
                 if not self._transport.test(self._pending):
                     return
 
+    def waits_for(self):
+        """(a mark that changes with progress, the peers of the messages in flight)."""
+        return self._next, self._peers
+
     def free(self):
         """Release the messages. The plan must not be in flight, and cannot be started again."""
-        for messages, _, _ in self._rounds:
+        for messages, *_ in self._rounds:
             self._transport.free(messages)
         self._rounds = []
 
@@ -123,7 +128,7 @@ class Engine:
         if work.test():
             return
         begin = time.perf_counter()
-        turn, checked = 0, 0.2
+        turn, checked, suspect = 0, 0.2, None
         try:
             while not work.test():
                 self.progress()
@@ -131,9 +136,23 @@ class Engine:
                     return
                 waited = time.perf_counter() - begin
                 if waited > checked:
-                    self._transport.check()
-                    checked = waited + 0.2
+                    checked, suspect = waited + 0.2, self._suspect(work, suspect)
                 self._transport.relax(turn, waited)
                 turn += 1
         finally:
             self.waited += time.perf_counter() - begin
+
+    def _suspect(self, work, suspect):
+        """Raise RankFailed when what `work` waits for is a peer that has left.
+
+        A rank that left in good order has sent what it owed: only if nothing moved between two
+        looks at the same departed peer is it the one that is missing.
+        """
+        mark, peers = work.waits_for()
+        missing = sorted(self._transport.departed() & set(peers))
+        if not missing:
+            return None
+        if suspect == (mark, missing):
+            raise RankFailed(f"rank {self._transport.rank} waits for rank {missing[0]}, "
+                             f"which has left the job")
+        return mark, missing

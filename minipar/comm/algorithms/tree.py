@@ -23,7 +23,7 @@ def binomial(rank, size, x, root=0):
 def dissemination(rank, size, x):
     """ceil(lg p) rounds without data: after round k each rank has heard, directly or not, from
     the 2^(k+1) - 1 ranks below it. Hensgen, Finkel, Manber 1988."""
-    reach = 1
+    nothing, reach = x[0:0], 1
     while reach < size:
-        yield send(x, (rank + reach) % size), recv(x, (rank - reach) % size)
+        yield send(nothing, (rank + reach) % size), recv(nothing, (rank - reach) % size)
         reach *= 2

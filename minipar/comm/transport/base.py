@@ -43,8 +43,18 @@ class Transport:
         """The endpoint of this rank in the group of `members` (ranks of this one, in order)."""
         raise TypeError(f"{type(self).__name__} is abstract here")
 
-    def check(self):
-        """Raise RankFailed if a peer is known to have failed. Called now and then in waits."""
+    def departed(self):
+        """The peers that are known to have left the job. Raises RankFailed if one has failed.
+
+        Called now and then in waits.
+        """
+        return frozenset()
+
+    def leave(self):
+        """Tell the peers that this rank leaves the job, and wait until they leave too."""
+
+    def abort(self, status):
+        """End every rank of the job."""
 
     def close(self):
         """Release what the endpoint holds."""

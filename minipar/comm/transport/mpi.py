@@ -1,10 +1,14 @@
 """Ranks as MPI processes. The only file that imports mpi4py's MPI."""
 
 
+import time
+
 from mpi4py import MPI
 import numpy as np
 
-from .base import RankFailed, Transport
+from .base import Transport
+
+_NOTHING = np.empty(0, np.uint8)
 
 
 class Mpi(Transport):
@@ -16,6 +20,7 @@ class Mpi(Transport):
         upper = comm.Get_attr(MPI.TAG_UB)
         self.max_tag = min(2**24, 32767 if upper is None else upper) - 1
         self._goodbye = self.max_tag + 1
+        self._gone = set()
 
     def send_init(self, array, peer, tag):
         return self.comm.Send_init([_bytes(array), MPI.BYTE], peer, tag)
@@ -40,29 +45,27 @@ class Mpi(Transport):
         comm.Free()
         return transport
 
-    def say_goodbye(self):
-        """Tell every peer that this rank is leaving: whoever waits for it then need not."""
-        nothing = np.empty(0, np.uint8)
-        # Never waited for: a peer that has already left will not receive it.
-        self._farewell = [self.comm.Isend([nothing, MPI.BYTE], peer, self._goodbye)
-                          for peer in range(self.size) if peer != self.rank]
-
-    def check(self):
+    def departed(self):
         status = MPI.Status()
-        if self.comm.Iprobe(MPI.ANY_SOURCE, self._goodbye, status):
-            raise RankFailed(f"rank {status.Get_source()} left the job while rank {self.rank} "
-                             f"was waiting")
+        while self.comm.Iprobe(MPI.ANY_SOURCE, self._goodbye, status):
+            self.comm.Recv([_NOTHING, MPI.BYTE], status.Get_source(), self._goodbye)
+            self._gone.add(status.Get_source())
+        return self._gone
 
-    def close(self):
-        pass  # Comm.Free is collective: MPI_Finalize does it
+    def leave(self):
+        # MPI_Finalize would wait for slower ranks at full speed; this sleeps in between.
+        farewell = [self.comm.Isend([_NOTHING, MPI.BYTE], peer, self._goodbye)
+                    for peer in range(self.size) if peer != self.rank]
+        while len(self.departed()) < self.size - 1:
+            time.sleep(1e-3)
+        MPI.Request.Waitall(farewell)
 
     def abort(self, status):
-        """End every process of the job."""
         MPI.COMM_WORLD.Abort(status)
 
 
 def _bytes(array):
-    return array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
+    return array.reshape(-1).view(np.uint8) if array.size else _NOTHING
 
 
 def world():

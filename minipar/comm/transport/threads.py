@@ -86,9 +86,10 @@ class Threads(Transport):
                 return False
         return True
 
-    def check(self):
+    def departed(self):
         if self.world.failed is not None:
             raise RankFailed(f"rank {self.world.failed} failed")
+        return frozenset()
 
     def relax(self, turn, waited):
         if turn < 3:
@@ -97,7 +98,7 @@ class Threads(Transport):
         wake = self.world.wake[self._me]
         wake.wait(0.01)
         wake.clear()
-        self.check()
+        self.departed()
 
     def subgroup(self, members, label):
         return Threads(self.world, members.index(self.rank),

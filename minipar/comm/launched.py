@@ -1,0 +1,87 @@
+"""Ranks that a launcher started as processes: finding the world, and ending it when one fails.
+
+An exception or an exit of one rank would leave the others waiting for ever under a plain
+`mpirun -n 4 python ...`. So a rank that raises prints its traceback and aborts the job; and a
+rank that leaves says goodbye to its peers, who end the job if they were still waiting for it.
+"""
+
+import atexit
+import os
+import sys
+import threading
+import traceback
+
+from .communicator import Communicator
+from .transport.base import Lone, RankFailed
+
+# Set by the launchers of MPICH (hydra), Open MPI, Slurm's PMIx, Intel MPI.
+_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
+
+_world = None
+_lock = threading.Lock()
+
+
+def launched_size():
+    """How many ranks the launcher's environment speaks of; None if there was no launcher."""
+    for name in _SIZE_VARIABLES:
+        if name in os.environ:
+            return None if name == "PMIX_RANK" else int(os.environ[name])
+    return None
+
+
+def is_launched():
+    """Whether this process was started by an MPI launcher."""
+    return any(name in os.environ for name in _SIZE_VARIABLES)
+
+
+def process_world():
+    """The communicator of this process: MPI's world under a launcher, else one rank."""
+    global _world
+    with _lock:
+        if _world is None:
+            _world = _mpi_world() if is_launched() else Communicator(Lone())
+            atexit.register(_leave)
+    return _world
+
+
+def _mpi_world():
+    try:
+        from .transport import mpi
+    except ImportError as error:
+        reason = str(error).split("\n")[0]
+        raise RuntimeError(f"this process was started by an MPI launcher, but MPI cannot be "
+                           f"loaded ({reason}): install minipar[mpi]") from None
+    transport = mpi.world()
+    expected = launched_size()
+    if expected is not None and expected != transport.size:
+        raise RuntimeError(f"the launcher started {expected} ranks, but {mpi.library()} sees "
+                           f"{transport.size}: mpirun and mpi4py belong to different MPI libraries")
+    _install_hooks(transport)
+    return Communicator(transport)
+
+
+def _install_hooks(transport):
+    """An exception on this rank, in any thread, ends the job."""
+    previous = sys.excepthook
+
+    def fail(kind, value, trace, hook=previous):
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"minipar: rank {transport.rank} was interrupted", file=sys.stderr)
+        elif issubclass(kind, RankFailed):
+            print(f"minipar: {value}; ending the job", file=sys.stderr)
+        else:
+            print(f"minipar: rank {transport.rank} of {transport.size} failed:", file=sys.stderr)
+            hook(kind, value, trace)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        transport.abort(1)
+    sys.excepthook = fail
+    threading.excepthook = lambda args: fail(
+        args.exc_type, args.exc_value, args.exc_traceback, traceback.print_exception)
+
+
+def _leave():
+    """At the end of this process, however it came about: release, and tell the peers."""
+    if _world is not None:
+        _world.close()
+        _world.transport.leave()
