@@ -54,7 +54,7 @@ class _Single:
         self._engine.wait(self)
 
     def waits_for(self):
-        return 0, (self._peer,)
+        return 0, (self._transport.in_world(self._peer),)
 
     def free(self):
         self._transport.free(self._messages)

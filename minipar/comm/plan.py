@@ -55,7 +55,7 @@ class Plan:
                 function = self._op if kind == "reduce" else None
                 before.append((function, view, array[source.start:source.stop]))
         # Receives first: a message then finds its place when it comes.
-        return receives + sends, before, after, {op.peer for op in ops} - {-1}
+        return receives + sends, before, after, {transport.in_world(op.peer) for op in ops if op.peer >= 0}
 
     def start(self):
         """Start a run; the buffer belongs to the plan until it is done."""

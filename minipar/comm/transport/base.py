@@ -19,6 +19,7 @@ class Transport:
     rank = 0
     size = 1
     max_tag = 2**20
+    members = None  # of a subgroup: its ranks, as numbered in the world
 
     def send_init(self, array, peer, tag):
         """A message that sends the contiguous `array` to `peer`, each time it is started."""
@@ -43,8 +44,12 @@ class Transport:
         """The endpoint of this rank in the group of `members` (ranks of this one, in order)."""
         raise TypeError(f"{type(self).__name__} is abstract here")
 
+    def in_world(self, peer):
+        """The number that rank `peer` of this group has in the world."""
+        return peer if self.members is None else self.members[peer]
+
     def departed(self):
-        """The peers that are known to have left the job. Raises RankFailed if one has failed.
+        """The ranks (of the world) known to have left the job. Raises RankFailed if one has failed.
 
         Called now and then in waits.
         """

@@ -14,13 +14,13 @@ _NOTHING = np.empty(0, np.uint8)
 class Mpi(Transport):
     """An endpoint on an MPI communicator of its own, so that no tag meets the user's."""
 
-    def __init__(self, comm):
+    def __init__(self, comm, members=None):
         self.comm = comm.Dup()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         upper = comm.Get_attr(MPI.TAG_UB)
         self.max_tag = min(2**24, 32767 if upper is None else upper) - 1
         self._goodbye = self.max_tag + 1
-        self._gone = set()
+        self._gone, self.members = set(), members
 
     def send_init(self, array, peer, tag):
         return self.comm.Send_init([_bytes(array), MPI.BYTE], peer, tag)
@@ -41,7 +41,7 @@ class Mpi(Transport):
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
         comm = self.comm.Create_group(group, tag=0)
-        transport = Mpi(comm)
+        transport = Mpi(comm, [self.in_world(m) for m in members])
         comm.Free()
         return transport
 

@@ -38,7 +38,8 @@ class Threads(Transport):
     """The endpoint of one thread."""
 
     def __init__(self, world, rank, members=None, label=()):
-        self.world, self.members, self.label = world, members or range(world.size), label
+        self.world, self.label = world, label
+        self.members = list(range(world.size)) if members is None else members
         self.rank, self.size = rank, len(self.members)
         self._me = self.members[rank]
 

@@ -1,0 +1,75 @@
+"""Flat parameters: many parameters in one array, and their gradients in another like it.
+
+An optimizer then updates, and data parallelism reduces, a few long arrays instead of many short
+ones. Parameters stay what they were: views. Whoever comes first lays them out (`flatten`), and
+whoever comes later finds them so.
+"""
+
+import numpy as np
+
+ALIGN = 64  # bytes: a cache line, and the widest vector
+
+
+class FlatParameters:
+    """Parameters of one dtype, one after another.
+
+    data, grad: 1-D arrays of equal length; parameter i has elements [starts[i], stops[i]).
+    Each start is aligned; the few elements in between are 0 in both and stay 0.
+    used:       one element per parameter, in front of `grad` in the same memory (`reduced`), so
+                that which parameters had a gradient is reduced together with the gradients.
+    """
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        dtype = self.parameters[0].array.dtype
+        step = ALIGN // dtype.itemsize
+
+        def up(n):
+            return -(-n // step) * step
+        self.starts, self.stops, at = [], [], 0
+        for p in self.parameters:
+            self.starts.append(at)
+            self.stops.append(at + p.numel())
+            at = up(at + p.numel())
+        head = up(len(self.parameters))
+        self.data = _aligned_zeros(at, dtype)
+        self.reduced = _aligned_zeros(head + at, dtype)
+        self.used, self.grad = self.reduced[:len(self.parameters)], self.reduced[head:]
+        self.head = head
+        self.index = {}
+        for i, p in enumerate(self.parameters):
+            self._adopt(i, p)
+
+    def _adopt(self, i, p):
+        """Move one parameter and its gradient here."""
+        part = slice(self.starts[i], self.stops[i])
+        view = self.data[part].reshape(p.shape)
+        view[...] = p.array
+        p.array = view
+        p.storage.owner = self
+        p.sink.place(self.grad[part].reshape(p.shape))
+        self.index[id(p)] = i
+
+    def range_of(self, parameter):
+        """(start, stop) of a parameter in `data` and `grad`."""
+        i = self.index[id(parameter)]
+        return self.starts[i], self.stops[i]
+
+
+def _aligned_zeros(n, dtype):
+    raw = np.zeros(n * dtype.itemsize + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start:start + n * dtype.itemsize].view(dtype)
+
+
+def flatten(parameters):
+    """The FlatParameters that hold `parameters`, made (one per dtype) for those in none yet."""
+    parameters = list(parameters)
+    loose = {}
+    for p in parameters:
+        p.materialize()
+        if not isinstance(p.storage.owner, FlatParameters):
+            loose.setdefault(p.array.dtype, []).append(p)
+    for group in loose.values():
+        FlatParameters(group)
+    return list({id(p.storage.owner): p.storage.owner for p in parameters}.values())

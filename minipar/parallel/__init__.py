@@ -1,0 +1,5 @@
+"""Parallel training."""
+
+from .ddp import DistributedDataParallel
+
+__all__ = ["DistributedDataParallel"]

@@ -1,0 +1,141 @@
+"""Data parallelism: each rank computes gradients of its share of the batch, and all sum them.
+
+Gradients lie in one flat array, cut into buckets. Backward produces them from the last layer to
+the first, so the last bucket is complete first: its all-reduce starts at once and goes on while
+backward computes the buckets before it. Li et al. 2020, "PyTorch Distributed: experiences on
+accelerating data parallel training".
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..comm import world
+from ..context import current
+from ..nn import Module
+from ..nn.flat import flatten
+
+
+class _Bucket:
+    """A stretch of the flat gradient with its plan, and how many parameters it waits for."""
+
+    __slots__ = ("plan", "parameters", "missing")
+
+    def __init__(self, plan, parameters):
+        self.plan, self.parameters, self.missing = plan, parameters, len(parameters)
+
+
+class DistributedDataParallel(Module):
+    """Wraps a module so that backward() leaves the same gradients on every rank.
+
+    process_group: a Communicator; the world if None.
+    bucket_cap_mb: size of a bucket in MiB.
+    gradient:      "mean" over the ranks, as in PyTorch; or "sum", for losses that are sums and
+                   are divided by a reduced count in the optimizer's scale, which is exact for
+                   shards of any size.
+    algorithm:     the all-reduce algorithm: "auto", a name, or a program.
+    All replicas start from rank 0's parameters and buffers, and stay bitwise equal. A parameter
+    that no rank used in a step has no gradient; one that some used has the sum of theirs.
+    """
+
+    names_children = False
+
+    def __init__(self, module, *, process_group=None, bucket_cap_mb=25, gradient="mean",
+                 algorithm="auto"):
+        super().__init__()
+        if gradient not in ("mean", "sum"):
+            raise ValueError(f"gradient is 'mean' or 'sum', not {gradient!r}")
+        self.module = module.materialize()
+        self.comm = world() if process_group is None else process_group
+        self._mean, self._sync, self._queued = gradient == "mean", True, False
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("no parameter of the module requires a gradient")
+        self._flats = flatten(parameters)
+        self._buckets, self._of, self._started = [], {}, 0
+        for flat in self._flats:
+            self._cut(flat, max(1, int(bucket_cap_mb * 2**20)), algorithm)
+        for p in parameters:
+            p.register_post_accumulate_grad_hook(self._ready)
+        for flat in self._flats:
+            self.comm.broadcast(flat.data)
+        for tensor in (*module.buffers(), *(p for p in module.parameters()
+                                            if not p.requires_grad)):
+            self.comm.broadcast(tensor.array)
+
+    def _cut(self, flat, capacity, algorithm):
+        """Cut a flat gradient into buckets, from its end to its front."""
+        size, stop = flat.grad.itemsize, len(flat.grad)
+        members = []
+        for i in reversed(range(len(flat.parameters))):
+            members.append(flat.parameters[i])
+            if (stop - flat.starts[i]) * size >= capacity or i == 0:
+                # The last bucket to be complete takes the used flags along, which lie in front.
+                low = 0 if i == 0 else flat.head + flat.starts[i]
+                piece = flat.reduced[low:flat.head + stop]
+                plan = self.comm.plan("all_reduce", piece, "sum", algorithm)
+                bucket = _Bucket(plan, members)
+                self._buckets.append(bucket)
+                self._of.update((id(p), bucket) for p in members)
+                members, stop = [], flat.starts[i]
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    @contextmanager
+    def no_sync(self):
+        """Inside, backward() accumulates on the rank alone; the next one outside reduces all."""
+        self._sync = False
+        try:
+            yield
+        finally:
+            self._sync = True
+
+    def _ready(self, parameter):
+        """A parameter's gradient is complete: maybe its bucket is, and can go."""
+        if not self._sync:
+            return
+        if not self._queued:
+            self._queued = True
+            current().after_backward.append(self._finish)
+        self._of[id(parameter)].missing -= 1
+        self._start_complete()
+        self.comm.engine.progress()
+
+    def _start_complete(self):
+        """Start complete buckets in their order, which every rank keeps.
+
+        The front one of each flat array waits for the end: the used flags travel with it.
+        """
+        while self._started < len(self._buckets):
+            bucket = self._buckets[self._started]
+            if bucket.missing or id(bucket.parameters[-1]) in self._fronts:
+                return
+            bucket.plan.start()
+            self._started += 1
+
+    @property
+    def _fronts(self):
+        return {id(flat.parameters[0]) for flat in self._flats}
+
+    def _finish(self):
+        """At the end of backward: parameters without a gradient count as 0; wait for all."""
+        for flat in self._flats:
+            for i, p in enumerate(flat.parameters):
+                flat.used[i] = not p.sink.fresh
+                if p.sink.fresh:
+                    p.sink.out_buffer()[...] = 0
+        for bucket in self._buckets[self._started:]:
+            bucket.plan.start()
+        for bucket in self._buckets:
+            bucket.plan.wait()
+            bucket.missing = len(bucket.parameters)
+        for flat in self._flats:
+            for i, p in enumerate(flat.parameters):
+                p.sink.fresh = not flat.used[i]
+            if self._mean and self.comm.size > 1:
+                np.divide(flat.grad, self.comm.size, out=flat.grad)
+        self._started, self._queued = 0, False
+
+    def state_dict(self):
+        return {f"module.{k}": v for k, v in self.module.state_dict().items()}
