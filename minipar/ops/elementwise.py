@@ -154,9 +154,9 @@ def tanh(x):
 
 @method()
 def relu(x):
-    """max(x, 0). Its gradient at 0 is 0; NaN passes."""
+    """max(x, 0). Its gradient at 0 is 0; NaN passes, and so does the gradient there."""
     out = np.maximum(x.array, 0)
-    return record(out, (x,), lambda g: (g * (out > 0),), saves_output=True)
+    return record(out, (x,), lambda g: (g * (out != 0),), saves_output=True)
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -188,11 +188,11 @@ def gelu(x, approximate="tanh"):
     def backward(g):
         # d/dx = 0.5 (1 + t) + 0.5 x (1 - t^2) sqrt(2/pi) (1 + 3 * 0.044715 x^2)
         inner = a * a
-        inner *= 3 * 0.044715 * _SQRT_2_OVER_PI
-        inner += _SQRT_2_OVER_PI
+        inner *= -3 * 0.044715 * _SQRT_2_OVER_PI
+        inner -= _SQRT_2_OVER_PI
         inner *= a
         slope = t * t
-        np.subtract(1, slope, out=slope)
+        slope -= 1  # both factors are negated
         slope *= inner
         slope += t
         slope += 1

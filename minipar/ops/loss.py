@@ -66,7 +66,7 @@ def _cross_entropy(input, target, ignore_index, reduction):
         losses = np.zeros(len(t), rows.dtype)
     out = losses.reshape(target.array.shape) if reduction == "none" else np.add.reduce(losses)
     if reduction == "mean":
-        out = np.true_divide(out, count)
+        out = out / count
 
     def backward(g):
         # dx = (softmax(x) - one_hot(target)) * scale of the row
@@ -81,7 +81,9 @@ def _cross_entropy(input, target, ignore_index, reduction):
         gx.reshape(-1)[at] -= scale
         gx = gx.astype(dtype, copy=False).reshape(class_last)
         return (np.moveaxis(gx, -1, 1) if gx.ndim > 2 else gx,)
-    return record(out.astype(dtype, copy=False), (input,), backward), count
+    if out.dtype != dtype:
+        out = out.astype(dtype)
+    return record(out, (input,), backward), count
 
 
 def _check_operands(input, target):

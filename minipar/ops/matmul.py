@@ -11,9 +11,12 @@ from .base import method, unbroadcast
 def matmul(x, y):
     """x @ y with NumPy's and PyTorch's rules: vectors, matrices, broadcast batches of matrices.
 
-    Raises ValueError `matmul: (3, 4) @ (5, 6): 4 != 5` if the inner sizes differ.
+    Raises ValueError `matmul: (3, 4) @ (5, 6): 4 != 5` if the inner sizes differ, and TypeError if
+    the types do.
     """
     a, b = x.array, y.array
+    if a.dtype != b.dtype:
+        raise TypeError(f"matmul: {a.dtype} @ {b.dtype}: both need one type")
     if not a.ndim or not b.ndim:
         raise ValueError(f"matmul: {a.shape} @ {b.shape}: both need at least 1 dim")
     inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
@@ -53,9 +56,12 @@ def rmatmul(x, y):
 def linear(x, weight, bias=None):
     """x @ weight.T + bias, over the last dim.
 
-    x (..., in), weight (out, in), bias (out,) -> (..., out). Raises ValueError with the shapes.
+    x (..., in), weight (out, in), bias (out,) -> (..., out), all of one type. Raises ValueError
+    with the shapes, TypeError with the types.
     """
     a, w = x.array, weight.array
+    if a.dtype != w.dtype:
+        raise TypeError(f"linear: input {a.dtype} and weight {w.dtype}: both need one type")
     if w.ndim != 2 or not a.ndim or a.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: input {a.shape} and weight {w.shape} (out, in): the last dim "
                          f"of the input is not in")

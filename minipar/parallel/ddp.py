@@ -19,10 +19,11 @@ from ..nn.flat import flatten
 class _Bucket:
     """A stretch of the flat gradient with its plan, and how many parameters it waits for."""
 
-    __slots__ = ("plan", "parameters", "missing")
+    __slots__ = ("plan", "parameters", "missing", "front")
 
-    def __init__(self, plan, parameters):
-        self.plan, self.parameters, self.missing = plan, parameters, len(parameters)
+    def __init__(self, plan, parameters, front):
+        self.plan, self.parameters, self.front = plan, parameters, front
+        self.missing = len(parameters)
 
 
 class DistributedDataParallel(Module):
@@ -74,7 +75,7 @@ class DistributedDataParallel(Module):
                 low = 0 if i == 0 else flat.head + flat.starts[i]
                 piece = flat.reduced[low:flat.head + stop]
                 plan = self.comm.plan("all_reduce", piece, "sum", algorithm)
-                bucket = _Bucket(plan, members)
+                bucket = _Bucket(plan, members, i == 0)
                 self._buckets.append(bucket)
                 self._of.update((id(p), bucket) for p in members)
                 members, stop = [], flat.starts[i]
@@ -109,14 +110,10 @@ class DistributedDataParallel(Module):
         """
         while self._started < len(self._buckets):
             bucket = self._buckets[self._started]
-            if bucket.missing or id(bucket.parameters[-1]) in self._fronts:
+            if bucket.missing or bucket.front:
                 return
             bucket.plan.start()
             self._started += 1
-
-    @property
-    def _fronts(self):
-        return {id(flat.parameters[0]) for flat in self._flats}
 
     def _finish(self):
         """At the end of backward: parameters without a gradient count as 0; wait for all."""

@@ -1,0 +1,1 @@
+"""CUDA C++ sources. Installed as minipar.kernels; nothing is imported from here."""

@@ -1,0 +1,122 @@
+"""The main job's options: parsing, defaults, and refusals that show the arithmetic."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+from .comm.program import ALGORITHMS
+
+MODELS = ("mlp", "cnn", "gpt")
+OPTIMIZERS = ("sgd", "adamw")
+DTYPES = ("float32", "float64")
+
+# What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
+DEFAULTS = {"mlp": ("digits", 64, 15, 3e-3), "cnn": ("digits", 64, 10, 3e-3),
+            "gpt": ("plays", 32, 1, 1e-3)}
+
+
+class UsageError(ValueError):
+    """Something was asked for that cannot be: one line, exit status 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(message)
+
+
+def _one_of(names):
+    def check(value):
+        if value not in names:
+            near = difflib.get_close_matches(value, names, n=3) or names
+            raise argparse.ArgumentTypeError(f"no {value!r}: did you mean {', '.join(near)}?")
+        return value
+    return check
+
+
+def _number(kind, low, high=float("inf"), strict=False):
+    def check(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (value > low if strict else value >= low) or value > high:
+            bounds = f"{'>' if strict else '>='} {low}" + (
+                f" and <= {high}" if high < float("inf") else "")
+            raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
+        return value
+    return check
+
+
+def parser():
+    """The argument parser of the main job."""
+    count, positive = _number(int, 1), _number(float, 0, strict=True)
+    p = _Parser(prog="python -m minipar.train", allow_abbrev=False, description=
+                "Train a model on all ranks of the job. Start it alone, or with mpirun -n N.")
+    add = p.add_argument
+    add("--model", type=_one_of(MODELS), default="mlp", help="mlp (default), cnn or gpt")
+    add("--data", help="digits, plays, or a file: .npz with x and y, or .txt")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=count, help="passes over the training set")
+    length.add_argument("--steps", type=count, help="optimizer steps")
+    add("--batch-size", type=count, metavar="GLOBAL", help="samples a step, over all ranks")
+    add("--microbatches", type=count, default=1, metavar="M",
+        help="cut each rank's share into M and accumulate the gradients")
+    add("--lr", type=positive, help="peak learning rate")
+    add("--lr-schedule", type=_one_of(("cosine", "constant")), default="cosine",
+        help="after the warm-up: cosine decay to a tenth (default), or constant")
+    add("--warmup", type=_number(int, 0), default=10, metavar="STEPS",
+        help="steps of linear warm-up (default 10)")
+    add("--optimizer", type=_one_of(OPTIMIZERS), default="adamw", help="adamw (default) or sgd")
+    add("--momentum", type=_number(float, 0, 1), default=0.9, help="of sgd (default 0.9)")
+    add("--weight-decay", type=_number(float, 0), default=0.01, help="default 0.01")
+    add("--clip", type=positive, metavar="NORM", help="clip the global gradient norm")
+    add("--seed", type=_number(int, 0), default=0)
+    add("--dtype", type=_one_of(DTYPES), default="float32", help="float32 (default) or float64")
+    add("--hidden", type=count, default=256, help="features of the mlp's two hidden layers")
+    add("--layers", type=count, default=4, help="blocks of the gpt")
+    add("--heads", type=count, default=4, help="attention heads of the gpt")
+    add("--embedding", type=count, default=128, help="features of the gpt")
+    add("--block-size", type=count, default=128, help="tokens in a sample of the gpt")
+    add("--dropout", type=_number(float, 0, 1), default=0.0, help="of the gpt")
+    add("--sample", type=count, metavar="N", help="print N characters that the gpt writes")
+    add("--dp", type=count, help="data-parallel ranks: all of them, if given")
+    add("--algorithm", default="ring", help="all-reduce: " + ", ".join(ALGORITHMS["all_reduce"]))
+    add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
+    add("--metrics", metavar="FILE.jsonl", help="write one JSON object a line")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    return p
+
+
+def parse(argv, world_size):
+    """The options in `argv`, completed and checked against the number of ranks.
+
+    Raises UsageError with one line for what cannot be; SystemExit(0) for --help.
+    """
+    o = parser().parse_args(argv)
+    data, batch, epochs, lr = DEFAULTS[o.model]
+    o.data = o.data or data
+    o.batch_size = o.batch_size or batch
+    o.lr = o.lr or lr
+    if o.epochs is None and o.steps is None:
+        o.epochs = epochs
+    o.dp = o.dp or world_size
+    if o.dp != world_size:
+        raise UsageError(f"world size {world_size} != dp {o.dp}")
+    if o.batch_size < world_size:
+        raise UsageError(f"global batch {o.batch_size} < {world_size} ranks")
+    if o.batch_size < world_size * o.microbatches:
+        raise UsageError(f"global batch {o.batch_size} < {world_size} ranks x "
+                         f"{o.microbatches} micro-batches = {world_size * o.microbatches}")
+    if o.algorithm not in ("auto", *ALGORITHMS["all_reduce"]):
+        names = ("auto", *ALGORITHMS["all_reduce"])
+        near = difflib.get_close_matches(o.algorithm, names, n=3) or names
+        raise UsageError(f"argument --algorithm: no {o.algorithm!r}: "
+                         f"did you mean {', '.join(near)}?")
+    if o.metrics and not Path(o.metrics).resolve().parent.is_dir():
+        raise UsageError(f"--metrics {o.metrics}: there is no folder "
+                         f"{Path(o.metrics).resolve().parent}")
+    if o.metrics and Path(o.metrics).is_dir():
+        raise UsageError(f"--metrics {o.metrics} is a folder")
+    if o.sample and o.model != "gpt":
+        raise UsageError(f"--sample is for gpt, not {o.model}")
+    return o

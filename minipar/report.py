@@ -1,0 +1,51 @@
+"""What a training job tells: a metrics file for programs, lines or a bar for people."""
+
+import json
+import sys
+import time
+
+
+class Report:
+    """Rank 0 writes; on the other ranks every method does nothing.
+
+    metrics: path of a file that gets one JSON object a line, flushed as they come; or None.
+    """
+
+    def __init__(self, rank, total_steps, metrics=None, quiet=False):
+        self._active = rank == 0
+        self._file = open(metrics, "w", encoding="utf-8") if metrics and self._active else None
+        self._talks = self._active and not quiet
+        self._total, self._bar, self._last = total_steps, None, time.perf_counter()
+        if self._talks and sys.stdout.isatty():
+            from tqdm import tqdm  # a bar that knows every terminal is not ours to write
+            self._bar = tqdm(total=total_steps, unit="step", file=sys.stdout)
+
+    def write(self, event, **values):
+        """Add an object to the metrics file. Values of None are left out."""
+        if self._file is not None:
+            values = {k: v for k, v in values.items() if v is not None}
+            self._file.write(json.dumps({"event": event, **values}) + "\n")
+            self._file.flush()
+
+    def say(self, text):
+        """Print a line."""
+        if self._talks:
+            print(text, flush=True) if self._bar is None else self._bar.write(text)
+
+    def step(self, step, epoch, loss, samples_per_s):
+        """Show progress: the bar, or a line every second and at the end."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"epoch {epoch}, loss {loss:.4f}", refresh=False)
+            self._bar.update()
+        elif self._talks and (step == self._total or time.perf_counter() - self._last > 1.0):
+            self._last = time.perf_counter()
+            self.say(f"step {step}/{self._total}  epoch {epoch}  loss {loss:.4f}  "
+                     f"{samples_per_s:,.0f} samples/s")
+
+    def close(self):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None

