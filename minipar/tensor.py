@@ -250,11 +250,16 @@ def backward(tensors, gradients=None, retain_graph=False, postponed=None):
     Raises RuntimeError if the graph was freed, or if a tensor that it needs was changed in place.
     """
     context = current()
-    nodes = _seed(tensors, gradients)
-    pending = _collect(nodes)
-    nodes.sort(key=attrgetter("order"), reverse=True)
+    nodes = []
     context.backward_depth += 1  # a recomputing op runs a backward inside a backward
     try:
+        leaves = _seed(tensors, gradients, nodes)
+        pending = _collect(nodes)
+        for sink, _ in leaves:
+            pending[sink] = pending.get(sink, 0) + 1
+        for sink, gradient in leaves:
+            _deposit(sink, gradient, pending)
+        nodes.sort(key=attrgetter("order"), reverse=True)
         for node in nodes:
             _step(node, pending, retain_graph, postponed)
         if context.backward_depth == 1:
@@ -269,9 +274,12 @@ def backward(tensors, gradients=None, retain_graph=False, postponed=None):
             node.grad = None
 
 
-def _seed(tensors, gradients):
-    """Give each start node its gradient; returns the start nodes, each once."""
-    nodes = []
+def _seed(tensors, gradients, nodes):
+    """Give each start node its gradient and append it to `nodes`, each once.
+
+    Returns (sink, gradient) of each start that is a leaf.
+    """
+    leaves = []
     for i, t in enumerate(tensors):
         if not t.requires_grad:
             raise RuntimeError("backward() on a tensor that does not require grad")
@@ -287,14 +295,12 @@ def _seed(tensors, gradients):
                 raise RuntimeError(f"a gradient of shape {gradient.shape} "
                                    f"for a tensor of {t.shape}")
         if t.node is None:
-            t.sink.deposit(gradient)
-            for hook in t.sink.hooks:
-                hook()
+            leaves.append((t.sink, gradient))
             continue
         _accumulate(t.node, gradient)
         if t.node not in nodes:
             nodes.append(t.node)
-    return nodes
+    return leaves
 
 
 def _collect(nodes):
@@ -303,7 +309,6 @@ def _collect(nodes):
     while stack:
         node = stack.pop()
         if node.backward is None:
-            node.grad = None
             raise RuntimeError("backward through a graph a second time: it was freed; "
                                "use retain_graph=True the first time")
         for edge in node.edges:

@@ -10,10 +10,11 @@ something that cannot be.
 """
 
 import hashlib
+import io
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 
 import numpy as np
 
@@ -208,15 +209,16 @@ def main(argv=None):
         print(f"minipar: error: {error}", file=sys.stderr)
         return 1
     try:
-        o = parse(argv, comm.size)
-        with one_blas_thread() if comm.size > 1 else nullcontext():
+        with nullcontext() if comm.rank == 0 else redirect_stdout(io.StringIO()):  # one --help
+            o = parse(argv, comm.size)
+        # A loss that is not finite is reported by name; NumPy's warnings on the way say less.
+        with (one_blas_thread() if comm.size > 1 else nullcontext(),
+              np.errstate(all="ignore")):
             run(o, comm)
     except (UsageError, Diverged) as error:
         if comm.rank == 0:
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except SystemExit as request:  # --help, which argparse has printed on every rank's stdout
-        return request.code
     return 0
 
 

@@ -1,0 +1,66 @@
+"""Maximum pooling: a maximum over strided slices, one slice a tap of the window."""
+
+import numpy as np
+
+from ..tensor import record
+from .conv import inside, output_size, pair
+from .elementwise import keep
+
+
+def max_pool2d(input, kernel_size, stride=None, padding=0):
+    """The largest element of each window; its gradient goes to the first of equal ones.
+
+    input (N, C, H, W), floating -> (N, C, Ho, Wo). kernel_size, stride (the kernel if None) and
+    padding (with -inf): an int or a (vertical, horizontal) pair. A window that has a NaN becomes
+    NaN (to which of its elements the gradient then goes is not defined).
+    Raises ValueError if the padding is over half the kernel or the kernel does not fit; TypeError
+    for other types.
+    """
+    x = input.array
+    if x.ndim != 4:
+        raise ValueError(f"max_pool2d: input {x.shape}: expected (N, C, H, W)")
+    if not input.dtype.is_floating_point:
+        raise TypeError(f"max_pool2d: a floating type is needed, not {input.dtype}")
+    kh, kw = kernel = pair("max_pool2d: kernel_size", kernel_size, 1)
+    sh, sw = kernel if stride is None else pair("max_pool2d: stride", stride, 1)
+    ph, pw = pair("max_pool2d: padding", padding, 0)
+    if 2 * ph > kh or 2 * pw > kw:
+        raise ValueError(f"max_pool2d: padding {ph, pw} is over half the kernel {kernel}")
+    n, c, h, w = x.shape
+    ho = output_size("max_pool2d", h, kh, sh, ph, ph)
+    wo = output_size("max_pool2d", w, kw, sw, pw, pw)
+    rows = [inside(tap, h, ho, sh, ph) for tap in range(kh)]
+    columns = [inside(tap, w, wo, sw, pw) for tap in range(kw)]
+    # For each tap of a window, in row-major order: which outputs it serves, and from where.
+    taps = [((..., to_h, to_w), (..., from_h, from_w))
+            for to_h, from_h in rows for to_w, from_w in columns]
+    out = np.empty_like(x, shape=(n, c, ho, wo))  # in the memory order of x
+    if ph or pw:
+        out.fill(-np.inf)
+        remaining = taps
+    elif len(taps) == 1:
+        out[...] = x[taps[0][1]]
+        remaining = ()
+    else:
+        np.maximum(x[taps[0][1]], x[taps[1][1]], out=out)
+        remaining = taps[2:]
+    for to, source in remaining:
+        np.maximum(out[to], x[source], out=out[to])
+    disjoint = sh >= kh and sw >= kw
+    tiles = disjoint and (ho * kh, wo * kw) == (h, w)  # every input is under exactly one tap
+
+    def backward(g):
+        gx = np.empty_like(x) if tiles else np.zeros_like(x)
+        left = g.copy(order="K").view(f"i{g.itemsize}")  # the bits of what no tap has taken yet
+        for number, (to, source) in enumerate(taps, 1):
+            if tiles and number == len(taps):
+                taken = left[to]
+            else:
+                taken = keep(left[to], x[source] == out[to])
+                left[to] ^= taken  # zero where taken: a later tap that ties gets nothing
+            if disjoint:
+                gx[source] = taken.view(g.dtype)
+            else:
+                gx[source] += taken.view(g.dtype)
+        return (gx,)
+    return record(out, (input,), backward, (input,), saves_output=True)
