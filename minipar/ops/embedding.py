@@ -27,7 +27,7 @@ def embedding(input, weight):
 
     def backward(g):
         def add(out):
-            _scatter_add(out, index.reshape(-1), g.reshape(-1, like.shape[1]))
+            _scatter_add(out, index.reshape(-1), g.reshape(index.size, like.shape[1]))
         return None, Deferred(like, add=add)
     return record(table.take(index, axis=0), (input, weight), backward, (input,))
 
@@ -39,6 +39,8 @@ def _scatter_add(out, index, g):
     and runs of one are added together. np.add.at takes 3 to 8 times as long; one product with
     one-hot rows is as fast for 64 rows, and grows with the table.
     """
+    if not len(index):
+        return
     order = np.argsort(index, kind="stable")
     index, g = index[order], g[order]
     ends = np.flatnonzero(np.diff(index, append=-1)) + 1

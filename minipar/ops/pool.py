@@ -47,7 +47,8 @@ def max_pool2d(input, kernel_size, stride=None, padding=0):
     for to, source in remaining:
         np.maximum(out[to], x[source], out=out[to])
     disjoint = sh >= kh and sw >= kw
-    tiles = disjoint and (ho * kh, wo * kw) == (h, w)  # every input is under exactly one tap
+    # Every element of the input is under exactly one tap:
+    tiles = disjoint and not ph and not pw and (ho * kh, wo * kw) == (h, w)
 
     def backward(g):
         gx = np.empty_like(x) if tiles else np.zeros_like(x)

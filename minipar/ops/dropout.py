@@ -1,0 +1,64 @@
+"""Dropout (Srivastava et al. 2014) with masks that do not depend on who holds which sample.
+
+The mask of a sample is a function of the seed, the optimizer step, the name of the layer, how
+often that name has drawn in this forward, and the sample's position in the global batch. So any
+cut of the batch over ranks and micro-batches drops the same elements, and a recomputed forward
+(same BatchPosition, counted afresh) too.
+"""
+
+import math
+
+import numpy as np
+
+from .. import random
+from ..context import current
+from ..tensor import record
+
+
+def keep_mask(shape, p, name):
+    """A bool array, True with probability 1 - p; dim 0 of `shape` counts the samples.
+
+    p is rounded down to a multiple of 2**-32: an element is kept if its 32 random bits are at
+    least floor(p 2**32). Element e of the sample at position i of the global batch has number
+    i * stride + e of the stream, where stride is the sample's size rounded up to whole blocks.
+    Counts as one call of `name`.
+    """
+    context = current()
+    batch = context.batch
+    call = batch.calls.get(name, 0)
+    batch.calls[name] = call + 1
+    threshold = math.floor(p * 2**32)
+    samples, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    if threshold == 2**32 or not samples * size:
+        return np.zeros(shape, bool)
+    stride = -(-size // random.LANES) * random.LANES
+    key = random.key(context.seed, "dropout", batch.step, name, call)
+    bits = random.bits(key, batch.start * stride, samples * stride).reshape(samples, stride)
+    return (bits[:, :size] >= threshold).reshape(shape)
+
+
+def check_probability(name, p):
+    if not 0 <= p <= 1:
+        raise ValueError(f"{name}: probability {p} is not between 0 and 1")
+
+
+def dropout(input, p=0.5, training=True, *, name=""):
+    """input with each element zeroed with probability p, the others scaled by 1 / (1 - p).
+
+    input: floating, any shape; dim 0 counts the samples. name: of the layer, such that two of one
+    forward draw different masks. The input itself if not training or p is 0.
+    Raises ValueError unless 0 <= p <= 1, TypeError for other types.
+    """
+    check_probability("dropout", p)
+    if not input.dtype.is_floating_point:
+        raise TypeError(f"dropout: a floating type is needed, not {input.dtype}")
+    if not training or not p:
+        return input
+    mask = keep_mask(input.shape, p, name)
+    scale = 1 / (1 - p) if p < 1 else 0.0
+
+    def scaled(a):
+        a = a * mask
+        a *= scale
+        return a
+    return record(scaled(input.array), (input,), lambda g: (scaled(g),))
