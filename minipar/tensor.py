@@ -294,6 +294,7 @@ def _seed(tensors, gradients, nodes):
             if gradient.shape != t.shape:
                 raise RuntimeError(f"a gradient of shape {gradient.shape} "
                                    f"for a tensor of {t.shape}")
+            gradient = gradient.astype(t.array.dtype, copy=False)
         if t.node is None:
             leaves.append((t.sink, gradient))
             continue

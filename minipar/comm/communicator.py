@@ -10,7 +10,7 @@ from .plan import OPS, Engine, Plan
 from .select import select
 
 _CHANNELS = 16  # tags that a plan owns
-_PLAN_TAGS = 2**13  # tags below this belong to plans, the others to send and recv
+_TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
 
 
 class Work:
@@ -82,7 +82,9 @@ class Communicator:
         self.transport = transport
         self.rank, self.size = transport.rank, transport.size
         self.engine = Engine(transport) if engine is None else engine
-        self._plans, self._splits, self._held = 0, 0, []
+        self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
+        self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
+        self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
@@ -97,15 +99,19 @@ class Communicator:
         """
         if not array.flags.c_contiguous:
             raise ValueError("a plan needs a contiguous array")
+        slots = self._message_tags // _CHANNELS - _TURNS
+        plan = self._compile(kind, array, op, algorithm, root, _TURNS + self._plans % slots)
+        self._plans += 1
+        return plan
+
+    def _compile(self, kind, array, op, algorithm, root, slot):
         if op not in OPS:
             raise ValueError(f"no reduction {op!r} for a plan: there are {', '.join(OPS)}")
         if not 0 <= root < self.size:
             raise ValueError(f"root {root} is not one of {self.size} ranks")
         program = select(kind, self.size, array.nbytes, algorithm)
-        tag = self._plans * _CHANNELS % _PLAN_TAGS
-        self._plans += 1
         plan = Plan(program.rounds(self.rank, self.size, array.size, root), array.reshape(-1),
-                    self.transport, self.engine, op, tag, _CHANNELS)
+                    self.transport, self.engine, op, slot * _CHANNELS, _CHANNELS)
         self._held.append(plan)
         return plan
 
@@ -115,10 +121,17 @@ class Communicator:
         plan.free()
 
     def _run(self, kind, array, op, algorithm, root, async_op, finish=None):
-        plan = self.plan(kind, array, op, algorithm, root)
+        turn = self._runs % _TURNS
+        if self._turns[turn] is not None:
+            self._turns[turn].wait()  # on every rank it is this collective that comes first
+        plan = self._compile(kind, array, op, algorithm, root, turn)
+        self._runs += 1
+        self._turns[turn] = plan
         plan.start()
 
         def done():
+            if self._turns[turn] is plan:
+                self._turns[turn] = None
             self.free(plan)
             if finish is not None:
                 finish()
@@ -191,10 +204,10 @@ class Communicator:
     def _message(self, make, array, peer, tag, finish=None):
         if not 0 <= peer < self.size or peer == self.rank:
             raise ValueError(f"rank {self.rank} of {self.size} has no peer {peer}")
-        limit = self.transport.max_tag - _PLAN_TAGS
+        limit = self.transport.max_tag - self._message_tags
         if not 0 <= tag < limit:
             raise ValueError(f"tag {tag} is not in [0, {limit})")
-        single = _Single(make(array, peer, _PLAN_TAGS + tag), peer, self.transport, self.engine)
+        single = _Single(make(array, peer, self._message_tags + tag), peer, self.transport, self.engine)
         self._held.append(single)
 
         def done():

@@ -1,0 +1,141 @@
+"""Scaled dot-product attention (Vaswani et al. 2017, "Attention is all you need")."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from ..tensor import record
+from .base import Like, operand, quiet, unbroadcast
+from .dropout import check_probability, keep_mask
+from .softmax import ones, row_max
+
+
+@lru_cache(maxsize=16)
+def _causal(queries, keys, dtype):
+    """(queries, keys): 0 where a key is not after its query, else -inf."""
+    return np.triu(np.full((queries, keys), -np.inf, dtype), 1)
+
+
+@quiet
+def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
+                                 is_causal=False, scale=None, *, name=""):
+    """softmax(query @ key.T * scale + mask) @ value, over the last two dims.
+
+    query (..., L, E), key (..., S, E), value (..., S, Ev) -> (..., L, Ev); leading dims broadcast.
+    attn_mask: broadcastable to (..., L, S); bool (True takes part) or floating (added to the
+    scores). is_causal: query i sees keys 0..i. scale: 1 / sqrt(E) if None. dropout_p: applied to
+    the probabilities whenever it is not 0, with the masks of `dropout` under `name`; dim 0 counts
+    the samples. A query that sees no key gets zeros, as in PyTorch.
+    Raises ValueError with the shapes if they do not match, for a mask beside is_causal, and unless
+    0 <= dropout_p <= 1; TypeError if the types differ.
+    """
+    check_probability("scaled_dot_product_attention", dropout_p)
+    q, k, v = query.array, key.array, value.array
+    batch = _check(q, k, v)
+    if attn_mask is not None and is_causal:
+        raise ValueError("scaled_dot_product_attention: attn_mask and is_causal exclude each other")
+    dtype = q.dtype
+    if dtype == np.float16:
+        q, k, v = (a.astype(np.float32) for a in (q, k, v))
+    if scale is None:
+        scale = 1 / math.sqrt(q.shape[-1] or 1)
+    mask, attn_mask = (None, None) if attn_mask is None else _additive(attn_mask, dtype)
+
+    p = np.matmul(q * scale, k.swapaxes(-1, -2))
+    if is_causal:
+        p += _causal(*p.shape[-2:], p.dtype)
+    elif mask is not None:
+        try:
+            p += mask
+        except ValueError:
+            raise ValueError(f"scaled_dot_product_attention: attn_mask {mask.shape} cannot be "
+                             f"broadcast to the scores {p.shape}") from None
+    _softmax_rows(p)
+    # The scale of the kept ones goes to the output, which is smaller than the probabilities.
+    kept = keep_mask(p.shape, dropout_p, name) if dropout_p else None
+    upscale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
+    # In the memory order of query: heads cut from one projection are put together without a copy.
+    out = np.empty_like(q, shape=(*batch, q.shape[-2], v.shape[-1]))
+    np.matmul(p if kept is None else p * kept, v, out=out)
+    if kept is not None:
+        out *= upscale
+    need_q, need_k, need_v = query.requires_grad, key.requires_grad, value.requires_grad
+    need_mask = attn_mask is not None and attn_mask.requires_grad
+    mask_like = Like(mask.shape, mask.dtype) if need_mask else None
+
+    def backward(g):
+        gq = gk = gv = gm = None
+        g = g.astype(p.dtype, copy=False)
+        if kept is not None:
+            g = g * upscale
+        if need_v:
+            gv = _product((p if kept is None else p * kept).swapaxes(-1, -2), g, v)
+        if need_q or need_k or need_mask:
+            # Of the scores: ds = p (dp - sum(dp p)), in place.
+            ds = np.matmul(g, v.swapaxes(-1, -2))
+            if kept is not None:
+                ds *= kept
+            ds -= np.vecdot(ds, p)[..., None]
+            ds *= p
+            if need_mask:
+                gm = unbroadcast(ds, mask_like)
+            if need_q:
+                gq = _product(ds, k, q)
+                gq *= scale
+            if need_k:
+                gk = _product(ds.swapaxes(-1, -2), q, k)
+                gk *= scale
+        return (*(None if a is None else a.astype(dtype, copy=False) for a in (gq, gk, gv)), gm)
+    return record(out.astype(dtype, copy=False), (query, key, value, attn_mask), backward,
+                  (query, key, value))
+
+
+def _check(q, k, v):
+    """The broadcast leading dims, or an error."""
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"scaled_dot_product_attention: query {q.shape}, key {k.shape}, value "
+                         f"{v.shape}: expected (..., L, E), (..., S, E), (..., S, Ev)")
+    if not q.dtype == k.dtype == v.dtype or q.dtype.kind != "f":
+        raise TypeError(f"scaled_dot_product_attention: one floating type is needed, "
+                        f"not {q.dtype}, {k.dtype}, {v.dtype}")
+    try:
+        return np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except ValueError:
+        raise ValueError(f"scaled_dot_product_attention: leading dims of {q.shape}, {k.shape}, "
+                         f"{v.shape} cannot be broadcast together") from None
+
+
+def _additive(attn_mask, dtype):
+    """(array to add to the scores, tensor or None) of a mask."""
+    mask, attn_mask = operand(attn_mask)
+    mask = np.asarray(mask)
+    if mask.dtype == bool:
+        return np.where(mask, 0, -np.inf).astype(dtype), None
+    if mask.dtype not in (dtype, np.float32):
+        raise TypeError(f"scaled_dot_product_attention: attn_mask is bool, float32 or {dtype}, "
+                        f"not {mask.dtype}")
+    return mask, attn_mask
+
+
+def _softmax_rows(scores):
+    """Softmax over the last dim, in place; rows of -inf alone become zeros."""
+    if not scores.size:
+        return
+    size = scores.shape[-1]
+    rows = scores.reshape(-1, size)
+    largest = row_max(rows, np.arange(0, rows.size, size))
+    np.maximum(largest, np.finfo(rows.dtype).min, out=largest)  # -inf - -inf would be NaN
+    rows -= largest[:, None]
+    np.exp(rows, out=rows)
+    total = rows @ ones(size, rows.dtype)
+    total[total == 0] = 1
+    rows /= total[:, None]
+
+
+def _product(a, b, like):
+    """a @ b, summed over the leading dims that `like` was broadcast in, in its memory order."""
+    shape = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    if shape == like.shape[:-2]:
+        return np.matmul(a, b, out=np.empty_like(like))
+    return unbroadcast(np.matmul(a, b), like)
