@@ -262,3 +262,31 @@ def test_dropped_operands_are_not_kept_by_a_graph_that_does_not_read_them():
         del middle
         gc.collect()
         assert kept() is None and out.requires_grad
+
+
+def test_erf_is_exact_to_rounding_and_keeps_nan_and_infinity():
+    import math
+
+    from minipar.ops.erf import erf
+    x = np.linspace(-8, 8, 20001)
+    assert abs(erf(x) - [math.erf(v) for v in x]).max() < 1e-15
+    assert erf(np.array([np.inf, -np.inf])).tolist() == [1.0, -1.0]
+    assert np.isnan(erf(np.array([np.nan]))).all() and erf(np.array(0.0)).shape == ()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0, 2), (4, 5)])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_has_the_gradient_of_both_its_forms(shape, approximate):
+    from minipar.ops import gelu
+    x = np.asarray(np.random.default_rng(0).standard_normal(shape))
+    gradcheck(lambda t: gelu(t, approximate), x)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_equals_pytorchs_in_both_forms(approximate):
+    torch = pytest.importorskip("torch")
+    from minipar.ops import gelu
+    x = np.linspace(-9, 9, 1001)
+    expected = torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate)
+    np.testing.assert_allclose(gelu(mp.tensor(x), approximate).array, expected, atol=1e-15)

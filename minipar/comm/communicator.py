@@ -207,7 +207,8 @@ class Communicator:
         limit = self.transport.max_tag - self._message_tags
         if not 0 <= tag < limit:
             raise ValueError(f"tag {tag} is not in [0, {limit})")
-        single = _Single(make(array, peer, self._message_tags + tag), peer, self.transport, self.engine)
+        message = make(array, peer, self._message_tags + tag)
+        single = _Single(message, peer, self.transport, self.engine)
         self._held.append(single)
 
         def done():

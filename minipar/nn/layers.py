@@ -135,9 +135,9 @@ class Tanh(Module):
 
 
 class GELU(Module):
-    """GPT-2's GELU (tanh form)."""
+    """x times the normal distribution function at x; `approximate="tanh"` is GPT-2's form."""
 
-    def __init__(self, approximate="tanh"):
+    def __init__(self, approximate="none"):
         super().__init__()
         self.approximate = approximate
 
