@@ -13,6 +13,7 @@ from .nn.flat import flatten
 from .nn.parameter import Parameter
 from .tensor import Tensor
 
+_NOT_NEGATIVE = {"lr", "momentum", "weight_decay", "eps"}
 BLOCK = 16384  # elements: a handful of such arrays fit a second-level cache
 
 
@@ -37,6 +38,7 @@ class Optimizer:
             if unknown:
                 raise ValueError(f"no option {', '.join(sorted(unknown))} in a parameter group: "
                                  f"there are {', '.join(defaults)}")
+            _require(**{k: group[k] for k in group.keys() & _NOT_NEGATIVE})
             members = group["params"]
             members = [members] if isinstance(members, Tensor) else list(members)
             if not all(isinstance(p, Parameter) for p in members):

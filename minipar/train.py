@@ -100,8 +100,8 @@ def first_bad(module):
     """Which parameter is not finite; else which gradient."""
     for what in ("parameter", "gradient of"):
         for name, p in module.named_parameters():
-            array = p.array if what == "parameter" else p.grad.array if p.grad else None
-            if array is not None and not np.isfinite(array).all():
+            tensor = p if what == "parameter" else p.grad
+            if tensor is not None and not np.isfinite(tensor.array).all():
                 return f"first bad: {what} {name}"
     return "all parameters and gradients are finite"
 
@@ -184,7 +184,7 @@ def _loop(o, comm, data, sampler, model, optimizer, report, total, begin):
                 break
     test_loss, accuracy = _evaluate(model, data, o, report, step)
     if o.sample and comm.rank == 0:
-        start = Tensor(data.encode("\n")[None])
+        start = Tensor(data.encode("\n" if "\n" in data.chars else data.chars[0])[None])
         report.say(data.decode(model.module.generate(start, o.sample, top_k=20).array[0]))
     end = dict(steps=step, loss=test_loss, test_accuracy=accuracy,
                params_sha256=params_sha256(model.module), wall_s=time.perf_counter() - begin,

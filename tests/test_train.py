@@ -151,4 +151,4 @@ def test_a_gpt_learns_and_writes(tmp_path):
                  "--metrics", tmp_path / "m")
     assert done.returncode == 0, done.stderr
     losses = [e["loss"] for e in events(tmp_path / "m") if e["event"] == "step"]
-    assert losses[0] == pytest.approx(np.log(63), abs=0.1) and losses[-1] < 3.2
+    assert losses[0] == pytest.approx(np.log(63), abs=0.1) and losses[-1] < 3.4

@@ -63,13 +63,23 @@ def _aligned_zeros(n, dtype):
 
 
 def flatten(parameters):
-    """The FlatParameters that hold `parameters`, made (one per dtype) for those in none yet."""
+    """The FlatParameters that hold `parameters`, made (one per dtype) for those in none yet.
+
+    Raises ValueError for two parameters on one memory: only one could move. (A tied parameter is
+    one Parameter under two names.)
+    """
     parameters = list(parameters)
-    loose = {}
+    loose, storages = {}, set()
     for p in parameters:
         p.materialize()
-        if not isinstance(p.storage.owner, FlatParameters):
+        flat = p.storage.owner
+        if not isinstance(flat, FlatParameters):
+            if p.storage in storages:
+                raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")
+            storages.add(p.storage)
             loose.setdefault(p.array.dtype, []).append(p)
+        elif id(p) not in flat.index:
+            raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")
     for group in loose.values():
         FlatParameters(group)
     return list({id(p.storage.owner): p.storage.owner for p in parameters}.values())
