@@ -64,6 +64,7 @@ class Optimizer:
         for p, *_ in self._order:
             p.sink.reset()
 
+    @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
     def step(self, *, scale=1.0, max_norm=None):
         """Update every parameter that has a gradient.
 
@@ -192,7 +193,7 @@ class AdamW(Optimizer):
         v += g
         np.sqrt(v, out=t)
         t *= 1 / math.sqrt(1 - beta2 ** step)
-        t += group["eps"]
+        t += group["eps"] or np.finfo(t.dtype).tiny  # 0 / 0 is no step, in the padding too
         np.divide(m, t, out=t)
         t *= lr / (1 - beta1 ** step)
         p -= t

@@ -190,6 +190,7 @@ def test_a_view_shares_memory_and_version(function):
     x = Tensor(normal(3, 4))
     y = function(x)
     assert y.storage is x.storage and np.shares_memory(y.array, x.array)
+    assert x.storage.views == 1
     y.fill_(5)
     assert (x.array == 5).any() and x.storage.version == 1
 
@@ -255,7 +256,8 @@ def test_dropped_operands_are_not_kept_by_a_graph_that_does_not_read_them():
     import weakref
     x = Tensor(normal(4), requires_grad=True)
     for function in (lambda y: x + y, lambda y: (y - x).sum(), lambda y: y.reshape(2, 2) + 0,
-                     lambda y: y.softmax(0)[0], lambda y: mp.cat([y, x]), lambda y: y.mean()):
+                     lambda y: y.softmax(0)[0], lambda y: mp.cat([y, x]), lambda y: y.mean(),
+                     lambda y: mp.mul(np.ones(4), y), lambda y: y * 3, lambda y: y / 3):
         middle = x * 2
         kept = weakref.ref(middle.array)
         out = function(middle)

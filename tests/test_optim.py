@@ -293,6 +293,14 @@ def test_flattening_keeps_values_gradients_and_names():
         np.testing.assert_array_equal(p.grad.array, grads[name])
 
 
+def test_an_infinite_gradient_passes_without_a_warning():
+    p = parameters([np.ones(2)])[0]
+    optimizer = optim.AdamW([p], 0.1)
+    p.grad = np.array([np.inf, 1e200])
+    optimizer.step(max_norm=1.0)
+    assert np.isnan(p.array[0])
+
+
 @pytest.mark.parametrize("ddp_first", [True, False])
 def test_an_optimizer_and_ddp_share_one_flat_memory_whoever_comes_first(ddp_first):
     def work():

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import record
+from .softmax import ones
 
 
 def pair(name, value, least):
@@ -86,7 +87,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0):
             gw = Deferred(w, write=lambda out: _weight_gradient(g, rows, shape, out),
                           postponable=True)
         if bias is not None and bias.requires_grad:
-            by_row = g.reshape(shape.ho * shape.o, -1) @ np.ones(shape.columns, g.dtype)
+            by_row = g.reshape(shape.ho * shape.o, shape.columns) @ ones(shape.columns, g.dtype)
             gb = by_row.reshape(shape.ho, shape.o).sum(0)
         return gx, gw, gb
     saved = ([weight] if need_x else []) + ([input] if need_w else [])
@@ -165,7 +166,7 @@ def _weight_gradient(g, rows, shape, out):
     for i in range(shape.ho):
         matrix, taps = shape.under(lowered, i)
         # In this order, not transposed: OpenBLAS packs it 1.4 times as fast.
-        total[taps] += np.matmul(matrix, g[i].reshape(shape.o, -1).T)
+        total[taps] += np.matmul(matrix, g[i].reshape(shape.o, shape.columns).T)
     out[...] = total.reshape(shape.kh, shape.kw, shape.c, shape.o).transpose(3, 2, 0, 1)
 
 
@@ -190,8 +191,8 @@ def _input_gradient(g, w, shape):
             continue  # the stride steps over this row
         skipped, phase = divmod(shape.kh - 1 - (bottom - first * shape.sh), shape.sh)
         weights = phases[phase][:, skipped * shape.o:(skipped + last - first) * shape.o]
-        np.matmul(weights, g[first:last].reshape(-1, shape.columns),
-                  out=taps.reshape(-1, shape.columns))
+        above = g[first:last].reshape((last - first) * shape.o, shape.columns)
+        np.matmul(weights, above, out=taps.reshape(shape.kw * shape.c, shape.columns))
         for tap, (to, source) in zip(taps, spots):
             gx[i, :, source] += tap[:, to]
     return gx

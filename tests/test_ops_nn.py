@@ -1,0 +1,381 @@
+"""Convolution, pooling, normalisation, embedding, dropout, attention: values, gradients, refusals.
+
+Oracles: differences in float64 (`gradcheck`), the definition written as loops, and PyTorch where
+it is installed (marked `peer`). Warnings are errors.
+"""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from gradcheck import gradcheck
+
+import minipar as mp
+from minipar import random
+from minipar.nn import functional as F
+from minipar.tensor import Tensor, backward
+
+pytestmark = pytest.mark.filterwarnings("error")
+rng = np.random.default_rng(11)
+
+
+def normal(*shape):
+    return np.asarray(rng.standard_normal(shape))
+
+
+def layouts(*shape):
+    """An array of `shape` in C order, in the order that conv2d computes in, and with gaps."""
+    yield normal(*shape)
+    yield normal(*(shape[i] for i in (2, 1, 3, 0))).transpose(3, 1, 0, 2)
+    yield normal(*(2 * n + 1 for n in shape))[tuple(slice(0, 2 * n, 2) for n in shape)]
+
+
+# ------------------------------------------------------------------------------- convolution
+
+CONVOLUTIONS = [  # input, weight, stride, padding
+    ((2, 3, 5, 6), (4, 3, 3, 3), 1, 0),
+    ((2, 3, 5, 6), (4, 3, 3, 3), 1, 1),
+    ((2, 3, 7, 6), (4, 3, 3, 2), (2, 3), (1, 2)),
+    ((2, 1, 5, 4), (1, 1, 1, 1), 1, 0),
+    ((2, 3, 6, 7), (2, 3, 1, 1), 3, 0),  # stride over the kernel: some inputs are never read
+    ((1, 2, 6, 7), (3, 2, 2, 2), (3, 4), 0),
+    ((1, 2, 2, 2), (3, 2, 1, 1), 2, 1),
+    ((1, 2, 3, 3), (3, 2, 1, 2), 1, 3),  # whole rows of the output see padding alone
+    ((3, 2, 1, 1), (2, 2, 3, 3), 1, 1),
+    ((1, 2, 4, 5), (2, 2, 4, 5), 1, 0),
+    ((0, 2, 4, 5), (3, 2, 3, 3), 1, 1),
+    ((1, 1, 3, 9), (1, 1, 3, 1), (2, 1), (2, 0)),
+    ((2, 2, 4, 5), (3, 2, 4, 3), 1, "same"),
+    ((2, 2, 4, 5), (3, 2, 2, 3), 2, "valid"),
+]
+
+
+def direct(x, w, b, stride, padding):
+    """The definition of conv2d, for symmetric padding."""
+    (sh, sw), (ph, pw) = (v if isinstance(v, tuple) else (v, v) for v in (stride, padding))
+    x = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    kh, kw = w.shape[2:]
+    out = np.empty((len(x), len(w), (x.shape[2] - kh) // sh + 1, (x.shape[3] - kw) // sw + 1))
+    for i, j in product(range(out.shape[2]), range(out.shape[3])):
+        window = x[:, :, i * sh:i * sh + kh, j * sw:j * sw + kw]
+        out[:, :, i, j] = np.einsum("nckl,ockl->no", window, w) + b
+    return out
+
+
+@pytest.mark.parametrize("x, w, stride, padding", CONVOLUTIONS)
+def test_conv2d_computes_its_definition_and_its_gradients_in_every_layout(x, w, stride, padding):
+    for array in layouts(*x):
+        weight, bias = normal(*w), normal(w[0])
+        if not isinstance(padding, str):
+            out = F.conv2d(Tensor(array), Tensor(weight), Tensor(bias), stride, padding)
+            expected = direct(array, weight, bias, stride, padding)
+            np.testing.assert_allclose(out.array, expected, rtol=1e-12, atol=1e-12)
+        gradcheck(lambda x, w, b: F.conv2d(x, w, b, stride, padding), array, weight, bias)
+    gradcheck(lambda x, w: F.conv2d(x, w, None, stride, padding), array, weight)
+
+
+def test_conv2d_postpones_its_weight_gradient_and_adds_to_one_that_is_there():
+    x, w = Tensor(normal(2, 3, 5, 5), requires_grad=True), Tensor(normal(4, 3, 3, 3), True)
+    g = normal(2, 4, 3, 3)
+    backward([F.conv2d(x, w)], [g])
+    once, w.grad = w.grad.array.copy(), None
+    postponed = []
+    for _ in range(2):
+        backward([F.conv2d(x, w)], [g], postponed=postponed)
+    assert w.grad is None and x.grad is not None and len(postponed) == 2
+    for weight_gradient in postponed:
+        weight_gradient()
+    np.testing.assert_allclose(w.grad.array, 2 * once)
+
+
+def test_conv2d_without_an_input_gradient_gives_none_to_the_input():
+    x, w = Tensor(normal(1, 1, 3, 3)), Tensor(normal(1, 1, 2, 2), requires_grad=True)
+    F.conv2d(x, w).sum().backward()
+    assert x.grad is None and w.grad is not None
+
+
+@pytest.mark.parametrize("x, w, bias, stride, padding, arithmetic", [
+    ((2, 3, 8, 8), (4, 2, 3, 3), None, 1, 0, "3 channels != 2"),
+    ((2, 3, 2, 8), (4, 3, 5, 3), None, 1, 1, r"5 > 2 \+ 1 \+ 1"),
+    ((2, 3, 8, 2), (4, 3, 3, 3), None, 1, 0, r"3 > 2 \+ 0 \+ 0"),
+    ((2, 3, 8), (4, 3, 3, 3), None, 1, 0, r"\(N, C, H, W\)"),
+    ((2, 3, 8, 8), (4, 3, 3), None, 1, 0, r"\(O, C, kh, kw\)"),
+    ((2, 3, 8, 8), (4, 3, 3, 3), (3,), 1, 0, r"bias \(3,\)"),
+    ((2, 3, 8, 8), (4, 3, 3, 3), None, 0, 0, "stride .* >= 1"),
+    ((2, 3, 8, 8), (4, 3, 3, 3), None, 1, -1, "padding .* >= 0"),
+    ((2, 3, 8, 8), (4, 3, 3, 3), None, 1, (1, 1, 1), "padding"),
+    ((2, 3, 8, 8), (4, 3, 3, 3), None, 2, "same", "stride 1"),
+    ((2, 3, 8, 8), (4, 3, 3, 3), None, 1, "full", "padding"),
+])
+def test_conv2d_refuses_sizes_that_do_not_match(x, w, bias, stride, padding, arithmetic):
+    bias = None if bias is None else Tensor(normal(*bias))
+    with pytest.raises(ValueError, match=arithmetic):
+        F.conv2d(Tensor(normal(*x)), Tensor(normal(*w)), bias, stride, padding)
+
+
+# ----------------------------------------------------------------------------------- pooling
+
+POOLS = [  # input, kernel, stride, padding
+    ((2, 3, 4, 6), 2, None, 0),
+    ((2, 3, 6, 6), (3, 2), None, 0),
+    ((2, 3, 5, 7), 2, None, 0),  # what no window covers has gradient 0
+    ((2, 2, 6, 7), 3, 2, 1),
+    ((1, 2, 7, 5), (3, 2), (1, 3), (1, 0)),
+    ((1, 1, 6, 6), 3, 3, 1),
+    ((2, 1, 4, 4), 1, None, 0),
+    ((2, 1, 5, 5), 1, 2, 0),
+    ((1, 1, 1, 1), 2, 1, 1),
+    ((0, 2, 4, 4), 2, None, 0),
+]
+
+
+@pytest.mark.parametrize("shape, kernel, stride, padding", POOLS)
+def test_max_pool2d_has_the_gradients_that_differences_show(shape, kernel, stride, padding):
+    for array in layouts(*shape):
+        gradcheck(lambda x: F.max_pool2d(x, kernel, stride, padding), array)
+
+
+def test_max_pool2d_gives_the_gradient_of_equal_elements_to_the_first_and_no_inf_to_the_others():
+    x = Tensor(np.ones((1, 1, 2, 4)), requires_grad=True)
+    backward([F.max_pool2d(x, 2)], [np.array([[[[np.inf, 2.0]]]])])
+    assert x.grad.tolist() == [[[[np.inf, 0, 2, 0], [0, 0, 0, 0]]]]
+    lowest = Tensor(np.full((1, 1, 2, 2), -np.inf), requires_grad=True)
+    backward([F.max_pool2d(lowest, 2, 1, 1)], [np.ones((1, 1, 3, 3))])  # none to the padding
+    assert lowest.grad.array.sum() == 9
+
+
+@pytest.mark.parametrize("arguments", [(5,), (0,), (2, 0), (2, 2, 2), (2, 2, -1), ((2, 2, 2),)])
+def test_max_pool2d_refuses_windows_that_cannot_be(arguments):
+    with pytest.raises(ValueError, match="max_pool2d"):
+        F.max_pool2d(Tensor(normal(1, 1, 4, 4)), *arguments)
+
+
+# ------------------------------------------------------------------------ layer normalisation
+
+@pytest.mark.parametrize("shape, dims", [
+    ((3, 4), (4,)), ((2, 3, 4), (3, 4)), ((5,), (5,)), ((0, 4), (4,)), ((1, 1, 6), (6,)),
+    ((3, 1), (1,)), ((2, 3, 1, 4), (1, 4)),
+])
+def test_layer_norm_has_the_gradients_that_differences_show(shape, dims):
+    x, w, b = normal(*shape), normal(*dims), normal(*dims)
+    gradcheck(lambda x, w, b: F.layer_norm(x, dims, w, b), x, w, b, tolerance=1e-6)
+    gradcheck(lambda x: F.layer_norm(x, dims, eps=0.1), x)
+    gradcheck(lambda x, w: F.layer_norm(x, dims, w), x[::-1], w, tolerance=1e-6)
+    gradcheck(lambda x, b: F.layer_norm(x, dims, None, b), x.T.copy().T, b, tolerance=1e-6)
+
+
+def test_layer_norm_of_many_blocks_equals_the_formula_and_is_right_far_from_zero():
+    x = normal(300, 700) + 1000
+    expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(F.layer_norm(Tensor(x), 700).array, expected, atol=1e-9)
+    single = F.layer_norm(Tensor(x.astype(np.float32)), 700).array
+    np.testing.assert_allclose(single, expected, atol=2e-3)
+    half = F.layer_norm(Tensor((x * 30).astype(np.float16)), 700)  # squares are over its range
+    assert half.dtype is mp.float16 and np.isfinite(half.array).all()
+
+
+@pytest.mark.parametrize("shape, dims, weight, bias", [
+    ((3, 4), 3, None, None), ((4,), (3, 4), None, None), ((3, 4), (), None, None),
+    ((3, 4), 4, (3,), None), ((3, 4), 4, None, (3,)),
+])
+def test_layer_norm_refuses_shapes_that_do_not_match(shape, dims, weight, bias):
+    weight, bias = (None if s is None else Tensor(normal(*s)) for s in (weight, bias))
+    with pytest.raises(ValueError, match=r"layer_norm: .*\("):
+        F.layer_norm(Tensor(normal(*shape)), dims, weight, bias)
+
+
+# ---------------------------------------------------------------------------------- embedding
+
+@pytest.mark.parametrize("index", [
+    np.array(2), np.array([], np.int64), np.array([0, 0, 0]), np.array([[4, 1], [1, 4]], np.int32),
+    rng.integers(0, 5, (3, 7)), np.array([3, 1, 2], np.uint8),
+])
+def test_embedding_takes_rows_and_adds_their_gradients(index):
+    table, g = normal(5, 3), normal(*index.shape, 3)
+    out = gradcheck(lambda w: F.embedding(Tensor(index), w), table)
+    w = Tensor(table, requires_grad=True)
+    expected = np.zeros((5, 3))
+    np.add.at(expected, index, g)
+    for times in (1, 2):  # the second backward adds to the first
+        out = F.embedding(Tensor(index), w)
+        assert (out.array == table[index]).all()
+        backward([out], [g])
+        np.testing.assert_allclose(w.grad.array, times * expected, atol=1e-12)
+
+
+def test_embedding_refuses_what_is_not_a_row():
+    w = Tensor(normal(65, 2))
+    for index in (70, 65, -1):
+        with pytest.raises(IndexError, match=f"index {index} is not in a table of 65 rows"):
+            F.embedding(Tensor(np.array([0, index])), w)
+    with pytest.raises(TypeError, match="float64"):
+        F.embedding(Tensor(normal(2)), w)
+    with pytest.raises(ValueError, match="rows, features"):
+        F.embedding(Tensor(np.array([0])), Tensor(normal(3)))
+
+
+# ------------------------------------------------------------------------------------ dropout
+
+def test_bits_are_philox4x64_10_of_random123s_known_answers():
+    """Vectors of Random123's kat_vectors file (Salmon et al. 2011). NumPy counts up before each
+    block, so index 8 c of a stream is the block of counter c + 1; the words are little-endian.
+    """
+    def block(counter, *key):
+        counter = sum(word << 64 * i for i, word in enumerate(counter))
+        key = sum(word << 64 * i for i, word in enumerate(key))
+        words = random.bits(key, 8 * ((counter - 1) % 2**256), 8)
+        return words.astype("<u4").view("<u8").tolist()
+
+    assert block((0, 0, 0, 0), 0, 0) == [
+        0x16554d9eca36314c, 0xdb20fe9d672d0fdc, 0xd7e772cee186176b, 0x7e68b68aec7ba23b]
+    full = 2**64 - 1
+    assert block((full, full, full, full), full, full) == [
+        0x87b092c3013fe90b, 0x438c3c67be8d0224, 0x9cc7d7c69cd777b6, 0xa09caebf594f0ba0]
+    assert block((0x243f6a8885a308d3, 0x13198a2e03707344, 0xa4093822299f31d0, 0x082efa98ec4e6c89),
+                 0x452821e638d01377, 0xbe5466cf34e90c6c) == [
+        0xa528f45403e61d95, 0x38c72dbd566e9788, 0xa5a1610e72fd18b5, 0x57bd43b5e52b7fe1]
+
+
+def masks(shape, p=0.4, step=3, start=0, name="block.0", calls=1, seed=5):
+    """What `calls` calls of dropout keep, at a place in the global batch."""
+    context = mp.context.Context(seed)
+    with mp.context.use(context), mp.batch_position(step, start):
+        kept = [F.dropout(Tensor(np.ones(shape)), p, name=name).array for _ in range(calls)]
+    for a in kept:
+        np.testing.assert_array_equal(np.unique(a), np.unique([0, 1 / (1 - p)]))
+    return [a != 0 for a in kept]
+
+
+@pytest.mark.parametrize("sample", [(), (5,), (8,), (3, 7), (2, 4, 3)])
+def test_dropout_masks_do_not_depend_on_how_a_batch_of_7_is_split(sample):
+    whole = np.stack(masks((40, *sample), start=2, calls=3))[:, :7]
+    for size in range(1, 8):
+        starts = range(0, 7, size)
+        parts = [np.stack([F.dropout(Tensor(np.ones((min(size, 7 - i), *sample))), 0.4,
+                                     name="block.0").array != 0 for _ in range(3)])
+                 for i in starts for _ in [mp.context.current().manual_seed(5)]
+                 for mp.context.current().batch in [mp.context.BatchPosition(3, 2 + i)]]
+        assert (np.concatenate(parts, axis=1) == whole).all(), size
+
+
+def test_dropout_draws_anew_at_each_call_step_name_and_seed_and_repeats_at_the_same():
+    first, second = masks((9, 50), calls=2)
+    others = [second, *(masks((9, 50), **change)[0] for change in (
+        {"step": 4}, {"name": "block.1"}, {"seed": 6}, {"start": 1}))]
+    for other in others:
+        assert 0.3 < (other == first).mean() < 0.7
+    assert all((a == b).all() for a, b in zip(masks((9, 50), calls=2), (first, second)))
+    assert (masks((9, 50), start=1)[0][:-1] == first[1:]).all()
+
+
+def test_dropout_outside_a_batch_position_draws_new_masks_every_time():
+    mp.manual_seed(1)
+    a, b = (F.dropout(Tensor(np.ones(100))).array for _ in range(2))
+    assert (a != b).any()
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
+def test_dropout_keeps_a_share_of_1_minus_p_of_all_elements_and_of_each_column(p):
+    kept = masks((4000, 24), p)[0]
+    for count in (kept.sum(), *kept.sum(0)):
+        trials = kept.size if count == kept.sum() else len(kept)
+        assert abs(count - trials * (1 - p)) < 5 * np.sqrt(trials * p * (1 - p)) + 1
+
+
+def test_dropout_scales_what_it_keeps_and_passes_the_same_gradients():
+    for shape in [(), (1,), (7,), (0,), (3, 0), (3, 5), (2, 3, 4)]:
+        x = Tensor(np.ones(shape), requires_grad=True)
+        out = F.dropout(x, 0.25)
+        backward([out], [np.ones(shape)])
+        np.testing.assert_array_equal(out.array, x.grad.array)
+        assert set(out.array.reshape(-1)) <= {0, 1 / 0.75}
+    assert not F.dropout(Tensor(np.ones(50)), 1.0).array.any()
+    assert F.dropout(x, 0.0) is x and F.dropout(x, 0.5, training=False) is x
+    assert F.dropout(Tensor(np.ones(9, np.float32)), 0.3).dtype is mp.float32
+
+
+def test_dropout_refuses_other_probabilities_and_types():
+    for p in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            F.dropout(Tensor(np.ones(3)), p)
+    with pytest.raises(TypeError, match="int64"):
+        F.dropout(Tensor(np.ones(3, np.int64)))
+
+
+# ---------------------------------------------------------------------------------- attention
+
+ATTENTION = [  # query, key, value
+    ((2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5)),
+    ((2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 2)),
+    ((3, 1), (3, 1), (3, 1)),
+    ((1, 5), (1, 5), (1, 5)),
+    ((2, 1, 4, 3), (3, 2, 3), (2, 1, 2, 3)),  # leading dims broadcast
+    ((0, 4, 3), (0, 4, 3), (0, 4, 3)),
+    ((2, 0, 3), (2, 4, 3), (2, 4, 3)),
+    ((2, 4, 3), (2, 0, 3), (2, 0, 3)),
+]
+
+
+def attention(**options):
+    def function(q, k, v, *mask):
+        with mp.batch_position():  # the same dropout masks at every call
+            return F.scaled_dot_product_attention(q, k, v, *mask, **options)
+    return function
+
+
+@pytest.mark.parametrize("shapes", ATTENTION)
+def test_attention_has_the_gradients_that_differences_show(shapes):
+    q, k, v = (normal(*s) for s in shapes)
+    size = q.shape[-2], k.shape[-2]
+    for options in ({}, {"is_causal": True}, {"scale": 0.3}, {"dropout_p": 0.4, "name": "a"},
+                    {"attn_mask": Tensor(rng.random(size) < 0.6)}):
+        gradcheck(attention(**options), q, k, v)
+        heads_inside = [np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
+                        for a in (q, k, v)]
+        gradcheck(attention(**options), *heads_inside)
+    for shape in (size, size[1:], (1, 1), (size[0], 1)):
+        gradcheck(attention(), q, k, v, normal(*shape))  # of the mask too
+
+
+def test_attention_over_one_projection_comes_out_so_that_heads_join_without_a_copy():
+    qkv = Tensor(normal(2, 4, 3, 3, 5), requires_grad=True)
+    q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert np.shares_memory(out.transpose(1, 2).reshape(2, 4, 15).array, out.array)
+    gradcheck(lambda a: attention(is_causal=True)(
+        *(a[:, :, i].transpose(1, 2) for i in range(3))), qkv.array)
+
+
+def test_a_query_that_sees_no_key_gets_zeros_and_gives_no_gradient():
+    seen = np.array([[True, True], [False, False]])
+    for mask in (seen, np.where(seen, 0, -np.inf)):
+        q, k, v = (Tensor(normal(1, 2, 3), requires_grad=True) for _ in range(3))
+        out = F.scaled_dot_product_attention(q, k, v, Tensor(mask))
+        backward([out], [np.ones(out.shape)])
+        assert not out.array[0, 1].any() and not q.grad.array[0, 1].any()
+        assert out.array[0, 0].any() and np.isfinite(k.grad.array).all()
+
+
+@pytest.mark.parametrize("q, k, v, options, error", [
+    ((3, 4), (3, 5), (3, 4), {}, ValueError), ((3, 4), (3, 4), (2, 4), {}, ValueError),
+    ((4,), (3, 4), (3, 4), {}, ValueError), ((2, 3, 4), (3, 3, 4), (2, 3, 4), {}, ValueError),
+    ((3, 4), (3, 4), (3, 4), {"attn_mask": np.zeros((3, 3)), "is_causal": True}, ValueError),
+    ((3, 4), (3, 4), (3, 4), {"attn_mask": np.zeros((2, 3))}, ValueError),
+    ((3, 4), (3, 4), (3, 4), {"attn_mask": np.zeros((2, 3, 3))}, ValueError),
+    ((3, 4), (3, 4), (3, 4), {"attn_mask": np.zeros((3, 3), np.int64)}, TypeError),
+    ((3, 4), (3, 4), (3, 4), {"dropout_p": 1.5}, ValueError),
+])
+def test_attention_refuses_what_does_not_match(q, k, v, options, error):
+    with pytest.raises(error, match="scaled_dot_product_attention: "):
+        F.scaled_dot_product_attention(*(Tensor(normal(*s)) for s in (q, k, v)), **options)
+
+
+def test_operations_refuse_mixed_and_integer_types():
+    a, b = Tensor(normal(1, 1, 3, 3)), Tensor(normal(1, 1, 3, 3).astype(np.float32))
+    whole = Tensor(np.ones((1, 1, 3, 3), np.int64))
+    for function in (lambda: F.conv2d(a, b), lambda: F.conv2d(whole, whole),
+                     lambda: F.scaled_dot_product_attention(a, a, b),
+                     lambda: F.layer_norm(a, (3, 3), b[0, 0]), lambda: F.layer_norm(whole, 3),
+                     lambda: F.max_pool2d(whole, 2)):
+        with pytest.raises(TypeError, match="floating type"):
+            function()
