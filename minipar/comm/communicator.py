@@ -7,9 +7,9 @@ import numpy as np
 
 from ..tensor import Tensor
 from .plan import OPS, Engine, Plan
+from .program import CHANNELS
 from .select import select
 
-_CHANNELS = 16  # tags that a plan owns
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
 
 
@@ -70,6 +70,13 @@ def _array(x):
     return x
 
 
+def _is_mean(op, dtype):
+    """Whether the reduction is a mean: a sum, and a division at the end."""
+    if op == "mean" and dtype.kind != "f":
+        raise TypeError(f"the mean of {dtype} is not one: cast to a floating type")
+    return op == "mean"
+
+
 class Communicator:
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
@@ -99,7 +106,7 @@ class Communicator:
         """
         if not array.flags.c_contiguous:
             raise ValueError("a plan needs a contiguous array")
-        slots = self._message_tags // _CHANNELS - _TURNS
+        slots = self._message_tags // CHANNELS - _TURNS
         plan = self._compile(kind, array, op, algorithm, root, _TURNS + self._plans % slots)
         self._plans += 1
         return plan
@@ -111,7 +118,7 @@ class Communicator:
             raise ValueError(f"root {root} is not one of {self.size} ranks")
         program = select(kind, self.size, array.nbytes, algorithm)
         plan = Plan(program.rounds(self.rank, self.size, array.size, root), array.reshape(-1),
-                    self.transport, self.engine, op, slot * _CHANNELS, _CHANNELS)
+                    self.transport, self.engine, op, slot * CHANNELS, CHANNELS)
         self._held.append(plan)
         return plan
 
@@ -147,9 +154,7 @@ class Communicator:
         Returns None, or a `Work` at once if `async_op`.
         """
         target = _array(array)
-        mean = op == "mean"
-        if mean and target.dtype.kind != "f":
-            raise TypeError(f"the mean of {target.dtype} is not one: cast to a floating type")
+        mean = _is_mean(op, target.dtype)
         buffer = np.ascontiguousarray(target)
         if buffer.ndim != target.ndim:
             buffer = buffer.reshape(target.shape)  # NumPy makes 0-d arrays 1-d here
@@ -170,10 +175,12 @@ class Communicator:
         array (or Tensor, if given one).
         """
         source = array.array if isinstance(array, Tensor) else np.asarray(array)
-        work = source.reshape(-1).copy()
-        self._run("reduce_scatter", work, op, algorithm, 0, False)
+        work, mean = source.reshape(-1).copy(), _is_mean(op, source.dtype)
+        self._run("reduce_scatter", work, "sum" if mean else op, algorithm, 0, False)
         n = work.size
         part = work[self.rank * n // self.size:(self.rank + 1) * n // self.size].copy()
+        if mean:
+            part /= self.size
         return Tensor(part) if isinstance(array, Tensor) else part
 
     def all_gather(self, array, algorithm="auto"):

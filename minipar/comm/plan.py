@@ -55,7 +55,8 @@ class Plan:
                 function = self._op if kind == "reduce" else None
                 before.append((function, view, array[source.start:source.stop]))
         # Receives first: a message then finds its place when it comes.
-        return receives + sends, before, after, {transport.in_world(op.peer) for op in ops if op.peer >= 0}
+        peers = {transport.in_world(op.peer) for op in ops if op.peer >= 0}
+        return receives + sends, before, after, peers
 
     def start(self):
         """Start a run; the buffer belongs to the plan until it is done."""

@@ -85,6 +85,9 @@ class Op(NamedTuple):
     line: str = ""
 
 
+CHANNELS = 16  # that the messages of one program may use: each is a tag of its own
+
+
 def _here():
     frame = sys._getframe(2)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -171,29 +174,45 @@ class Program:
     def rounds(self, rank, size, n, root=0):
         """The rounds of `rank` in a group of `size` for n elements: a tuple of tuples of Op.
 
-        Raises TypeError, ValueError naming the line for what is not an operation of this group.
+        Raises TypeError, ValueError naming rank, round and source line for what is not an
+        operation of this group.
         """
         options = {"root": root} if self._wants_root else {}
-        rounds = []
-        for ops in self(rank, size, Chunk("x", 0, n), **options):
-            ops = (ops,) if isinstance(ops, Op) else tuple(ops)
+        generator, rounds = self(rank, size, Chunk("x", 0, n), **options), []
+        for ops in generator:
+            where = f"rank {rank}, round {len(rounds)}"
+            ops = tuple(ops) if isinstance(ops, (tuple, list)) and type(ops) is not Op else (ops,)
             for op in ops:
-                self._check(op, rank, size, n)
+                if not isinstance(op, Op):
+                    raise TypeError(f"{where}: {self.name} yielded {op!r}, which is not an "
+                                    f"operation ({_line(generator)})")
+                problem = self._problem(op, rank, size, n)
+                if problem is not None:
+                    raise ValueError(f"{where}: {problem} ({op.line})")
             rounds.append(ops)
         return tuple(rounds)
 
-    def _check(self, op, rank, size, n):
-        if not isinstance(op, Op):
-            raise TypeError(f"{self.name} yielded {op!r}, which is not an operation")
+    def _problem(self, op, rank, size, n):
+        """What is wrong with an operation of `rank`, in words; None if nothing is."""
         if op.source is None and not (0 <= op.peer < size and op.peer != rank):
-            raise ValueError(f"{op.line}: rank {rank} has no peer {op.peer} among {size} ranks")
+            return f"{op.kind}: there is no peer {op.peer} among {size} ranks"
+        if not 0 <= op.channel < CHANNELS:
+            return f"channel {op.channel} is not in [0, {CHANNELS})"
         if op.source is not None and len(op.source) != len(op.chunk):
-            raise ValueError(f"{op.line}: {op.kind} of {op.source} into {op.chunk}")
+            return f"{op.kind} of {op.source} into {op.chunk}"
         if op.kind in ("recv_reduce", "reduce") and not self.kind.reduces:
-            raise ValueError(f"{op.line}: {op.kind} in {self.kind.name}, which reduces nothing")
+            return f"{op.kind} in {self.kind.name}, which reduces nothing"
         for chunk in (op.chunk, op.source):
             if chunk is not None and not 0 <= chunk.start <= chunk.stop <= n:
-                raise ValueError(f"{op.line}: {chunk} of a buffer of {n} elements")
+                return f"{chunk} of a buffer of {n} elements"
+        return None
+
+
+def _line(generator):
+    """Where a suspended generator stands: the line of its `yield`, inside any `yield from`."""
+    while getattr(generator.gi_yieldfrom, "gi_frame", None) is not None:
+        generator = generator.gi_yieldfrom
+    return f"{generator.gi_code.co_filename}:{generator.gi_frame.f_lineno}"
 
 
 ALGORITHMS = {name: {} for name in KINDS}  # {kind: {algorithm name: Program}}

@@ -1,5 +1,6 @@
 """Module: a tree of parameters, buffers and sub-modules, as in PyTorch. Knows no ranks."""
 
+import copy
 import weakref
 
 import numpy as np
@@ -56,8 +57,7 @@ class Module:
     def register_buffer(self, name, tensor, persistent=True):
         """A tensor that is state but no parameter; `persistent` ones are in the state dict."""
         self._buffers[name] = tensor
-        if persistent:
-            self._persistent.add(name)
+        (self._persistent.add if persistent else self._persistent.discard)(name)
         object.__setattr__(self, name, tensor)
 
     def register_parameter(self, name, param):
@@ -134,11 +134,16 @@ class Module:
         return f"{path}.{self._key}" if path else self._key
 
     def assign_names(self):
-        """Fix every name below this root, so that they survive a cutting of the model."""
+        """Fix every name below this root, so that they survive a cutting of the model.
+
+        What has a fixed name keeps it: a stage made of cut-out modules has the whole's values.
+        """
         for path, module in self.named_modules():
-            module.__dict__["_path"] = path
+            if module._path is None:
+                module.__dict__["_path"] = path
         for name, parameter in self.named_parameters():
-            parameter.name = name
+            if parameter.name is None:
+                parameter.name = name
         return self
 
     def materialize(self):
@@ -167,6 +172,18 @@ class Module:
         for parameter in self.parameters():
             parameter.requires_grad_(requires_grad)
         return self
+
+    def __deepcopy__(self, memo):
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()
+                              if k != "_parent"}, _parent=None)
+        for key, tensor in twin._parameters.items():
+            if tensor is not None:
+                tensor.attach(twin, key)
+        for key, module in twin.named_children():
+            if twin.names_children and module._parent is None:
+                module.__dict__.update(_parent=weakref.ref(twin), _key=key)
+        return twin
 
     # State
 

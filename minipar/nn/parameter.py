@@ -49,6 +49,7 @@ class Parameter(Tensor):
     shape = property(lambda self: self._shape)
     ndim = property(lambda self: len(self._shape))
     dtype = property(lambda self: dtypes.dtype(self._dtype))
+    nbytes = property(lambda self: self.numel() * self._dtype.itemsize)
 
     @property
     def sink(self):
@@ -99,3 +100,9 @@ class Parameter(Tensor):
         """Remember the first module that registers the parameter: a tied one has one name."""
         if self._module is None:
             self._module, self._key = weakref.ref(module), key
+
+    def __deepcopy__(self, memo):
+        """A parameter with the same values in memory of its own, and without a gradient."""
+        twin = Parameter(Tensor(self.array.copy()), self.requires_grad)
+        twin.initializer, twin._seed, twin.name = self.initializer, self._seed, self.name
+        return twin

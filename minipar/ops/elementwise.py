@@ -6,8 +6,8 @@ import numpy as np
 
 from ..context import current
 from ..tensor import record
-from .erf import erf
 from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
+from .erf import erf
 
 
 def _broadcast(name, x, y, function):
@@ -182,43 +182,77 @@ _BLOCK = 65536  # elements that are taken through all steps of a formula while i
 def gelu(x, approximate="none"):
     """x times the normal distribution function at x (Hendrycks & Gimpel 2016).
 
-    approximate: "none", by erf; or "tanh", GPT-2's 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))),
-    which costs a tenth.
+    approximate: "none"; or "tanh", GPT-2's 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    Raises ValueError for another, TypeError unless x is of a floating type.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"gelu: a floating type is needed, not {x.dtype}")
-    if approximate == "none":
-        return _exact_gelu(x)
     a = x.array
     if a.dtype == np.float16:
         a = a.astype(np.float32)  # a cube leaves the range of float16 at 40
+    steps = _gelu if approximate == "tanh" else (
+        _normal_gelu_64 if a.dtype == np.float64 else _normal_gelu)
     flat = a.reshape(-1)
     out = np.empty_like(flat)
     # The slope is computed here, where x is in the cache, and is all that backward keeps.
     slope = np.empty_like(flat) if x.requires_grad and current().grad_enabled else None
     for start in range(0, flat.size, _BLOCK):
         part = slice(start, start + _BLOCK)
-        _gelu(flat[part], out[part], None if slope is None else slope[part])
+        steps(flat[part], out[part], None if slope is None else slope[part])
     dtype = x.array.dtype
     if slope is not None:
         slope = slope.astype(dtype, copy=False).reshape(a.shape)
     return record(out.astype(dtype, copy=False).reshape(a.shape), (x,), lambda g: (g * slope,))
 
 
-def _exact_gelu(x):
-    a = x.array
-    share = 0.5 + 0.5 * erf(a * math.sqrt(0.5))
+# Of 1 / (1 + 0.23 x), from the highest power: the normal distribution's share above x, divided by
+# exp(-x^2 / 2). Fitted over 0 <= x <= 13.5, beyond which float32 has only 0; error 5e-8 of it.
+_ABOVE = (-0.07843162349162795, 0.290232006251254, -0.2777312092023161, 0.30099337170750956,
+          -0.032566670110855525, 0.11935183475409647, 0.08580808302834306, 0.09237149060601514,
+          -2.7307237222717884e-05)
 
-    def backward(g):
-        density = np.exp(-0.5 * a * a) * (1 / math.sqrt(2 * math.pi))
-        return (g * (share + a * density),)
-    return record(a * share, (x,), backward, (x,))
+
+def _normal_gelu(x, out, slope):
+    """out = max(x, 0) - |x| above and slope = share + x density, in float32, for the share of the
+    normal distribution that is below x, and the one that is above |x|.
+    """
+    size = np.abs(x)
+    t = 0.23 * size
+    t += 1
+    np.divide(1, t, out=t)
+    above = _ABOVE[0] * t
+    for coefficient in _ABOVE[1:-1]:
+        above += coefficient
+        above *= t
+    above += _ABOVE[-1]
+    density = np.multiply(x, x, out=t)
+    density *= -0.5
+    np.exp(density, out=density)
+    above *= density
+    size *= above
+    np.maximum(x, 0, out=out)
+    out -= size
+    if slope is not None:
+        np.subtract(0.5, above, out=above)
+        np.copysign(above, x, out=slope)
+        slope += 0.5
+        density *= 1 / math.sqrt(2 * math.pi)
+        density *= x
+        slope += density
+
+
+def _normal_gelu_64(x, out, slope):
+    share = 0.5 + 0.5 * erf(x * math.sqrt(0.5))
+    np.multiply(x, share, out=out)
+    if slope is not None:
+        np.multiply(x, np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)), out=slope)
+        slope += share
 
 
 def _gelu(x, out, slope):
-    """out = x s and, unless None, slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
+    """With tanh: out = x s and, unless None, slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
     u = k (x + c x^3) and u' = k (1 + 3 c x^2).
     """
     k, c = _SQRT_2_OVER_PI, 0.044715

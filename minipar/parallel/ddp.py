@@ -33,7 +33,8 @@ class DistributedDataParallel(Module):
     bucket_cap_mb: size of a bucket in MiB.
     gradient:      "mean" over the ranks, as in PyTorch; or "sum", for losses that are sums and
                    are divided by a reduced count in the optimizer's scale, which is exact for
-                   shards of any size.
+                   shards of any size. Gradients of several backwards are then accumulated under
+                   no_sync(), for a second reduction would sum the first one's result again.
     algorithm:     the all-reduce algorithm: "auto", a name, or a program.
     All replicas start from rank 0's parameters and buffers, and stay bitwise equal. A parameter
     that no rank used in a step has no gradient; one that some used has the sum of theirs.
@@ -48,11 +49,15 @@ class DistributedDataParallel(Module):
             raise ValueError(f"gradient is 'mean' or 'sum', not {gradient!r}")
         self.module = module.materialize()
         self.comm = world() if process_group is None else process_group
-        self._mean, self._sync, self._queued = gradient == "mean", True, False
+        self._mean, self._sync = gradient == "mean", True
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("no parameter of the module requires a gradient")
         self._flats = flatten(parameters)
+        mine = {id(p) for p in module.parameters()}
+        if not all(id(p) in mine for flat in self._flats for p in flat.parameters):
+            raise ValueError("an optimizer holds this module's parameters together with others: "
+                             "wrap the module before making the optimizer")
         self._buckets, self._of, self._started = [], {}, 0
         for flat in self._flats:
             self._cut(flat, max(1, int(bucket_cap_mb * 2**20)), algorithm)
@@ -75,12 +80,14 @@ class DistributedDataParallel(Module):
                 low = 0 if i == 0 else flat.head + flat.starts[i]
                 piece = flat.reduced[low:flat.head + stop]
                 plan = self.comm.plan("all_reduce", piece, "sum", algorithm)
-                bucket = _Bucket(plan, members, i == 0)
+                bucket = _Bucket(plan, [p for p in members if p.requires_grad], i == 0)
                 self._buckets.append(bucket)
-                self._of.update((id(p), bucket) for p in members)
+                self._of.update((id(p), bucket) for p in bucket.parameters)
                 members, stop = [], flat.starts[i]
 
     def forward(self, *args, **kwargs):
+        if self._started and not current().backward_depth:
+            self._restart()
         return self.module(*args, **kwargs)
 
     @contextmanager
@@ -96,12 +103,21 @@ class DistributedDataParallel(Module):
         """A parameter's gradient is complete: maybe its bucket is, and can go."""
         if not self._sync:
             return
-        if not self._queued:
-            self._queued = True
-            current().after_backward.append(self._finish)
+        after = current().after_backward
+        if self._finish not in after:  # the first of this backward
+            self._restart()
+            after.append(self._finish)
         self._of[id(parameter)].missing -= 1
         self._start_complete()
         self.comm.engine.progress()
+
+    def _restart(self):
+        """No bucket is complete; those in flight are left from a backward that raised."""
+        for bucket in self._buckets[:self._started]:
+            bucket.plan.wait()
+        for bucket in self._buckets:
+            bucket.missing = len(bucket.parameters)
+        self._started = 0
 
     def _start_complete(self):
         """Start complete buckets in their order, which every rank keeps.
@@ -126,13 +142,12 @@ class DistributedDataParallel(Module):
             bucket.plan.start()
         for bucket in self._buckets:
             bucket.plan.wait()
-            bucket.missing = len(bucket.parameters)
         for flat in self._flats:
             for i, p in enumerate(flat.parameters):
                 p.sink.fresh = not flat.used[i]
             if self._mean and self.comm.size > 1:
                 np.divide(flat.grad, self.comm.size, out=flat.grad)
-        self._started, self._queued = 0, False
+        self._started = 0
 
     def state_dict(self):
         return {f"module.{k}": v for k, v in self.module.state_dict().items()}

@@ -6,6 +6,7 @@
 import os
 import signal
 import sys
+import threading
 
 import numpy as np
 
@@ -19,6 +20,9 @@ class Planted(Exception):
 def leave(how):
     if how == "raise":
         raise Planted("on purpose")
+    if how == "raise in a thread":
+        threading.Thread(target=leave, args=("raise",)).start()
+        return
     if how == "exit 3":
         sys.exit(3)
     if how == "exit text":
