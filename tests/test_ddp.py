@@ -151,6 +151,25 @@ def test_no_sync_accumulates_alone_and_the_next_backward_reduces_all(bucket_cap_
     assert_grads(results[0][1], serial(serial_gradient))
 
 
+def test_no_sync_nests_and_ends_with_an_exception():
+    def work():
+        model = DistributedDataParallel(mlp(), gradient="sum")
+        r = world().rank
+        with pytest.raises(ArithmeticError), model.no_sync():
+            with model.no_sync():
+                pass
+            total_loss(model, X[r::2], Y[r::2])[0].backward()
+            raise ArithmeticError
+        alone = grads(model.module)
+        model.zero_grad()
+        total_loss(model, X[r::2], Y[r::2])[0].backward()
+        return alone, grads(model.module)
+    results = run_threads(work, 2)
+    for r, (alone, together) in enumerate(results):
+        assert_grads(alone, serial(lambda r: serial_gradient(X[r::2], Y[r::2]), r))
+        assert_grads(together, serial(serial_gradient))
+
+
 def test_a_parameter_used_only_under_no_sync_is_reduced_too():
     def work():
         model = DistributedDataParallel(Branches(), gradient="sum")

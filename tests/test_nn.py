@@ -117,6 +117,16 @@ def test_attributes_are_registered_replaced_and_deleted():
     assert [n for n, _ in model.named_parameters()] == ["w"] and not hasattr(model, "layer")
 
 
+def test_what_was_registered_as_none_can_be_set_to_its_kind_alone():
+    model = nn.Linear(2, 2, bias=False)
+    model.register_buffer("mask", None)
+    assert list(model.state_dict()) == ["weight"]
+    with pytest.raises(TypeError, match="bias is a Parameter here"):
+        model.bias = Tensor(np.ones(2))
+    model.bias, model.mask = nn.Parameter(Tensor(np.ones(2))), Tensor(np.ones(2))
+    assert list(model.state_dict()) == ["weight", "bias", "mask"]
+
+
 def test_a_buffer_that_becomes_temporary_leaves_the_state_dict():
     model = nn.Module()
     model.register_buffer("b", Tensor(np.ones(2)))

@@ -1,4 +1,4 @@
-"""Optimizers beside PyTorch's and beside the formulas; flat memory, shared with data parallelism."""
+"""Optimizers beside PyTorch's and the formulas; flat memory, shared with data parallelism."""
 
 import math
 

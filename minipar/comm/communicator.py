@@ -1,8 +1,5 @@
 """The communicator: a group of ranks, and what they can do together, under MPI's names."""
 
-import threading
-from contextlib import contextmanager
-
 import numpy as np
 
 from ..tensor import Tensor
@@ -267,30 +264,3 @@ class Communicator:
             plan.free()
         self._held = []
         self.transport.close()
-
-
-_thread = threading.local()
-
-
-@contextmanager
-def use_world(communicator):
-    """Make `communicator` the calling thread's world inside the block."""
-    previous = getattr(_thread, "world", None)
-    _thread.world = communicator
-    try:
-        yield communicator
-    finally:
-        _thread.world = previous
-
-
-def world():
-    """The communicator of all ranks of this job, as seen by the calling rank.
-
-    In a thread started as a rank: its own. In a process started by an MPI launcher: MPI's world.
-    Else a world of one rank, for which no MPI library is needed.
-    """
-    found = getattr(_thread, "world", None)
-    if found is None:
-        from .launched import process_world
-        found = process_world()
-    return found

@@ -33,7 +33,7 @@ class Module:
         if "_modules" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__}: super().__init__() comes first")
         for registry in (self._parameters, self._modules, self._buffers):
-            if registry.get(name) is not None and value is not registry[name]:
+            if name in registry and value is not registry[name]:
                 kind = (Tensor if registry is self._buffers else
                         Parameter if registry is self._parameters else Module)
                 if value is not None and not isinstance(value, kind):

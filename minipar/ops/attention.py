@@ -38,8 +38,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     dtype = q.dtype
     if dtype == np.float16:
         q, k, v = (a.astype(np.float32) for a in (q, k, v))
-    if scale is None:
-        scale = 1 / math.sqrt(q.shape[-1] or 1)
+    scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
     mask, attn_mask = (None, None) if attn_mask is None else _additive(attn_mask, dtype)
 
     p = np.matmul(q * scale, k.swapaxes(-1, -2))
@@ -54,7 +53,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     _softmax_rows(p)
     # The scale of the kept ones goes to the output, which is smaller than the probabilities.
     kept = keep_mask(p.shape, dropout_p, name) if dropout_p else None
-    upscale = 1 / (1 - dropout_p) if dropout_p < 1 else 0.0
+    upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
     # In the memory order of query: heads cut from one projection are put together without a copy.
     out = np.empty_like(q, shape=(*batch, q.shape[-2], v.shape[-1]))
     np.matmul(p if kept is None else p * kept, v, out=out)

@@ -93,11 +93,11 @@ class DistributedDataParallel(Module):
     @contextmanager
     def no_sync(self):
         """Inside, backward() accumulates on the rank alone; the next one outside reduces all."""
-        self._sync = False
+        before, self._sync = self._sync, False
         try:
             yield
         finally:
-            self._sync = True
+            self._sync = before
 
     def _ready(self, parameter):
         """A parameter's gradient is complete: maybe its bucket is, and can go."""

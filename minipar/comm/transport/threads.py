@@ -113,7 +113,8 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
     caller's context. If ranks raise, the first exception is raised here; TimeoutError after
     `timeout` seconds.
     """
-    from ..communicator import Communicator, use_world
+    from ..communicator import Communicator
+    from ..world import use_world
     world, settings = World(size, eager_bytes), context.current()
     results, errors = [None] * size, []
 

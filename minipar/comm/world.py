@@ -1,4 +1,4 @@
-"""Ranks that a launcher started as processes: finding the world, and ending it when one fails.
+"""The world of the calling rank: finding it, and ending it when one rank fails.
 
 An exception or an exit of one rank would leave the others waiting for ever under a plain
 `mpirun -n 4 python ...`. So a rank that raises prints its traceback and aborts the job; and a
@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import contextmanager
 
 from .communicator import Communicator
 from .transport.base import Lone, RankFailed
@@ -20,6 +21,30 @@ _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_
 
 _world = None
 _lock = threading.Lock()
+_thread = threading.local()
+
+
+@contextmanager
+def use_world(communicator):
+    """Make `communicator` the calling thread's world inside the block."""
+    previous = getattr(_thread, "world", None)
+    _thread.world = communicator
+    try:
+        yield communicator
+    finally:
+        _thread.world = previous
+
+
+def world():
+    """The communicator of all ranks of this job, as seen by the calling rank.
+
+    In a thread started as a rank: its own. In a process started by an MPI launcher: MPI's world.
+    Else a world of one rank, for which no MPI library is needed.
+    """
+    found = getattr(_thread, "world", None)
+    if found is None:
+        found = process_world()
+    return found
 
 
 def launched_size():
