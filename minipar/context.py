@@ -90,6 +90,10 @@ class _GradMode:
 
     enabled = True
 
+    def __new__(cls, function=None):
+        self = object.__new__(cls)
+        return self if function is None else self(function)  # @no_grad, without parentheses
+
     def __enter__(self):
         context = current()
         self._previous = context.grad_enabled

@@ -331,3 +331,16 @@ def test_grad_mode_belongs_to_a_thread():
         thread.start()
         thread.join()
     assert seen == [True]
+
+
+def test_no_grad_decorates_with_and_without_parentheses():
+    x = mp.tensor(1.0, requires_grad=True)
+
+    @mp.no_grad
+    def bare():
+        return x * 2
+
+    @mp.no_grad()
+    def called():
+        return x * 2
+    assert not bare().requires_grad and not called().requires_grad and (x * 2).requires_grad

@@ -292,3 +292,21 @@ def test_gelu_equals_pytorchs_in_both_forms(approximate):
     x = np.linspace(-9, 9, 1001)
     expected = torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate)
     np.testing.assert_allclose(gelu(mp.tensor(x), approximate).array, expected, atol=1e-15)
+
+
+@pytest.mark.parametrize("a, b", [((0,), (0,)), ((0,), (0, 3)), ((2, 0), (0,)), ((3,), (2, 3, 4)),
+                                  ((5, 2, 3), (3,)), ((1, 3), (3, 1)), ((4,), (4,))])
+def test_matmul_has_its_gradient_for_vectors_and_empty_operands(a, b):
+    rng = np.random.default_rng(0)
+    gradcheck(mp.matmul, np.asarray(rng.standard_normal(a)), np.asarray(rng.standard_normal(b)))
+
+
+def test_a_tensor_times_an_array_is_a_tensor_on_either_side():
+    x, y = mp.tensor([[1.0, 2.0]]), np.array([[3.0], [4.0]], np.float32)
+    assert (x @ y).tolist() == [[11.0]] and (y @ x).tolist() == [[3.0, 6.0], [4.0, 8.0]]
+
+
+def test_linear_refuses_a_bias_of_another_type():
+    x, w, b = mp.tensor([[1.0]]), mp.tensor([[1.0]]), mp.tensor([1.0], dtype="float64")
+    with pytest.raises(TypeError, match="bias float64 and weight float32"):
+        mp.linear(x, w, b)

@@ -191,7 +191,7 @@ def test_layer_norm_refuses_shapes_that_do_not_match(shape, dims, weight, bias):
 ])
 def test_embedding_takes_rows_and_adds_their_gradients(index):
     table, g = normal(5, 3), normal(*index.shape, 3)
-    out = gradcheck(lambda w: F.embedding(Tensor(index), w), table)
+    gradcheck(lambda w: F.embedding(Tensor(index), w), table)
     w = Tensor(table, requires_grad=True)
     expected = np.zeros((5, 3))
     np.add.at(expected, index, g)
@@ -290,3 +290,18 @@ def test_operations_refuse_mixed_and_integer_types():
                      lambda: F.max_pool2d(whole, 2)):
         with pytest.raises(TypeError, match="floating type"):
             function()
+
+
+def test_gelu_in_float32_is_that_of_float64():
+    x = np.concatenate([np.linspace(-15, 15, 70001), [0.0, -0.0, 1e4, -1e4]]).astype(np.float32)
+    single, double = (Tensor(x.astype(t), True) for t in (np.float32, np.float64))
+    outs = [F.gelu(single), F.gelu(double)]
+    backward(outs, [single.array, double.array])
+    np.testing.assert_allclose(*(out.array for out in outs), rtol=1e-6, atol=3e-7)
+    np.testing.assert_allclose(single.grad.array, double.grad.array, rtol=1e-6, atol=4e-6)
+
+
+def test_relu_stops_an_infinite_gradient_where_it_is_flat():
+    x = Tensor(np.array([-1.0, 0, 2]), requires_grad=True)
+    backward([F.relu(x)], [np.array([np.inf, np.nan, np.inf])])
+    assert x.grad.tolist() == [0, 0, np.inf]

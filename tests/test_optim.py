@@ -348,6 +348,19 @@ def test_two_optimizers_over_one_flat_memory_each_update_their_own():
     assert not (model[0].weight.array == before[0]).all()
 
 
+def test_what_lies_between_an_optimizers_parameters_is_left_alone():
+    model = small_model()
+    DistributedDataParallel(model)  # lays them all out in one memory
+    ps = list(model.parameters())
+    optimizer = optim.SGD(ps[0::2], 1.0)
+    before = [p.array.copy() for p in ps]
+    for p in ps:
+        p.grad = np.ones(p.shape, np.float32)
+    optimizer.step()
+    for i, (p, old) in enumerate(zip(ps, before)):
+        np.testing.assert_array_equal(p.array, old - 1 if i % 2 == 0 else old)
+
+
 def test_a_parameter_that_shares_the_memory_of_another_is_refused():
     p = parameters([np.ones(3)])[0]
     with pytest.raises(ValueError, match="shares its memory"):

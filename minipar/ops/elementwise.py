@@ -192,7 +192,7 @@ def gelu(x, approximate="none"):
     a = x.array
     if a.dtype == np.float16:
         a = a.astype(np.float32)  # a cube leaves the range of float16 at 40
-    steps = _gelu if approximate == "tanh" else (
+    steps = _tanh_gelu if approximate == "tanh" else (
         _normal_gelu_64 if a.dtype == np.float64 else _normal_gelu)
     flat = a.reshape(-1)
     out = np.empty_like(flat)
@@ -215,8 +215,8 @@ _ABOVE = (-0.07843162349162795, 0.290232006251254, -0.2777312092023161, 0.300993
 
 
 def _normal_gelu(x, out, slope):
-    """out = max(x, 0) - |x| above and slope = share + x density, in float32, for the share of the
-    normal distribution that is below x, and the one that is above |x|.
+    """out = max(x, 0) - |x| above, with the share of the normal distribution above |x|, and
+    (unless slope is None) slope = the share below x + x density, in the accuracy of float32.
     """
     size = np.abs(x)
     t = 0.23 * size
@@ -251,8 +251,8 @@ def _normal_gelu_64(x, out, slope):
         slope += share
 
 
-def _gelu(x, out, slope):
-    """With tanh: out = x s and, unless None, slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
+def _tanh_gelu(x, out, slope):
+    """out = x s and slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
     u = k (x + c x^3) and u' = k (1 + 3 c x^2).
     """
     k, c = _SQRT_2_OVER_PI, 0.044715

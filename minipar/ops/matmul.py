@@ -4,7 +4,7 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import method, unbroadcast
+from .base import Like, method, unbroadcast
 
 
 @method("matmul", "__matmul__")
@@ -14,6 +14,8 @@ def matmul(x, y):
     Raises ValueError `matmul: (3, 4) @ (5, 6): 4 != 5` if the inner sizes differ, and TypeError if
     the types do.
     """
+    if not isinstance(y, Tensor):
+        y = Tensor(np.asarray(y))
     a, b = x.array, y.array
     if a.dtype != b.dtype:
         raise TypeError(f"matmul: {a.dtype} @ {b.dtype}: both need one type")
@@ -30,22 +32,33 @@ def matmul(x, y):
         raise ValueError(f"matmul: batch shapes {a.shape[:-2]} and {b.shape[:-2]} "
                          f"cannot be broadcast together") from None
 
+    like_a, like_b = Like(a.shape, a.dtype), Like(b.shape, b.dtype)
+    left = a if need_y else None
+    del a, b  # y is read again in backward: a parameter may be freed in between
+
     def backward(g):
         # As matrices: a vector on the left is a row, on the right a column.
-        a2 = a[None, :] if x_vector else a
-        b2 = b[:, None] if y_vector else b
         if x_vector:
             g = np.expand_dims(g, -1 if y_vector else -2)
         if y_vector:
             g = np.expand_dims(g, -1)
         gx = gy = None
         if need_x:
-            gx = unbroadcast(np.matmul(g, b2.swapaxes(-1, -2)), a2).reshape(a.shape)
+            b = y.array[:, None] if y_vector else y.array
+            gx = np.matmul(g, b.swapaxes(-1, -2))
+            gx = _leading_sum(gx) if x_vector else unbroadcast(gx, like_a)
         if need_y:
-            gy = unbroadcast(np.matmul(a2.swapaxes(-1, -2), g), b2).reshape(b.shape)
+            a = left[None, :] if x_vector else left
+            gy = np.matmul(a.swapaxes(-1, -2), g)
+            gy = _leading_sum(gy[..., 0]) if y_vector else unbroadcast(gy, like_b)
         return gx, gy
     saved = ([y] if need_x else []) + ([x] if need_y else [])
     return record(out, (x, y), backward, saved)
+
+
+def _leading_sum(g):
+    """Sum over all dims but the last."""
+    return g.sum(axis=tuple(range(g.ndim - 1)))
 
 
 @method("__rmatmul__")
@@ -65,6 +78,9 @@ def linear(x, weight, bias=None):
     if w.ndim != 2 or not a.ndim or a.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: input {a.shape} and weight {w.shape} (out, in): the last dim "
                          f"of the input is not in")
+    if bias is not None and bias.array.dtype != w.dtype:
+        raise TypeError(f"linear: bias {bias.array.dtype} and weight {w.dtype}: one type is "
+                        f"needed")
     if bias is not None and bias.array.shape != w.shape[:1]:
         raise ValueError(f"linear: bias {bias.array.shape} and weight {w.shape} (out, in)")
     rows = a.reshape(-1, a.shape[-1])  # one large GEMM, where a batched matmul makes many small
@@ -72,16 +88,18 @@ def linear(x, weight, bias=None):
     if bias is not None:
         out += bias.array
     need_x, need_w = x.requires_grad, weight.requires_grad
+    shape, kept, like_w = a.shape, rows if need_w else None, Like(w.shape, w.dtype)
 
     def backward(g):
         g = g.reshape(-1, g.shape[-1])
         gx = gw = gb = None
         if need_x:
-            gx = np.matmul(g, weight.array).reshape(a.shape)
+            gx = np.matmul(g, weight.array).reshape(shape)
         if need_w:
-            gw = Deferred(w, write=lambda out: np.matmul(g.T, rows, out=out), postponable=True)
+            gw = Deferred(like_w, postponable=True,
+                          write=lambda out: np.matmul(g.T, kept, out=out))
         if bias is not None and bias.requires_grad:
             gb = np.ones(len(g), g.dtype) @ g  # a GEMV: 3 times as fast as a sum over rows
         return gx, gw, gb
     saved = ([weight] if need_x else []) + ([x] if need_w else [])
-    return record(out.reshape(*a.shape[:-1], len(w)), (x, weight, bias), backward, saved)
+    return record(out.reshape(*shape[:-1], len(w)), (x, weight, bias), backward, saved)
