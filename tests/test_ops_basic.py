@@ -310,3 +310,10 @@ def test_linear_refuses_a_bias_of_another_type():
     x, w, b = mp.tensor([[1.0]]), mp.tensor([[1.0]]), mp.tensor([1.0], dtype="float64")
     with pytest.raises(TypeError, match="bias float64 and weight float32"):
         mp.linear(x, w, b)
+
+
+@pytest.mark.parametrize("x, w", [((3, 0), (2, 0)), ((0, 3), (2, 3)), ((2, 0, 3), (4, 3)),
+                                  ((3,), (2, 3)), ((3, 2), (0, 2))])
+def test_linear_has_its_gradient_for_no_rows_no_features_and_no_outputs(x, w):
+    rng = np.random.default_rng(0)
+    gradcheck(mp.linear, *(np.asarray(rng.standard_normal(s)) for s in (x, w, w[:1])))

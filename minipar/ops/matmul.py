@@ -1,5 +1,7 @@
 """Matrix products. Their weight gradients are Deferred: computed into the sink, or postponed."""
 
+import math
+
 import numpy as np
 
 from ..sinks import Deferred
@@ -83,15 +85,16 @@ def linear(x, weight, bias=None):
                         f"needed")
     if bias is not None and bias.array.shape != w.shape[:1]:
         raise ValueError(f"linear: bias {bias.array.shape} and weight {w.shape} (out, in)")
-    rows = a.reshape(-1, a.shape[-1])  # one large GEMM, where a batched matmul makes many small
+    rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # one large GEMM, where a batched matmul makes many small
     out = np.matmul(rows, w.T)
     if bias is not None:
         out += bias.array
     need_x, need_w = x.requires_grad, weight.requires_grad
-    shape, kept, like_w = a.shape, rows if need_w else None, Like(w.shape, w.dtype)
+    shape, count, like_w = a.shape, len(rows), Like(w.shape, w.dtype)
+    kept = rows if need_w else None
 
     def backward(g):
-        g = g.reshape(-1, g.shape[-1])
+        g = g.reshape(count, g.shape[-1])
         gx = gw = gb = None
         if need_x:
             gx = np.matmul(g, weight.array).reshape(shape)
@@ -99,7 +102,7 @@ def linear(x, weight, bias=None):
             gw = Deferred(like_w, postponable=True,
                           write=lambda out: np.matmul(g.T, kept, out=out))
         if bias is not None and bias.requires_grad:
-            gb = np.ones(len(g), g.dtype) @ g  # a GEMV: 3 times as fast as a sum over rows
+            gb = np.ones(count, g.dtype) @ g  # a GEMV: 3 times as fast as a sum over rows
         return gx, gw, gb
     saved = ([weight] if need_x else []) + ([x] if need_w else [])
     return record(out.reshape(*shape[:-1], len(w)), (x, weight, bias), backward, saved)
