@@ -84,9 +84,8 @@ class Optimizer:
             scratch = self._scratch[data.dtype]
             for a in range(start, stop, BLOCK):
                 b = min(a + BLOCK, stop)
-                g, t = scratch[:, :b - a]
-                np.multiply(grad[a:b], scale, out=g)
-                self._update(data[a:b], g, t, [s[a:b] for s in states], group, step)
+                self._update(data[a:b], grad[a:b], scale, [s[a:b] for s in states], group, step,
+                             scratch[:, :b - a])
 
     def _stretches(self):
         """[(group, step, flat, start, stop)] of what is to be updated; counts the steps."""
@@ -113,8 +112,11 @@ class Optimizer:
             self._all_used = out
         return out
 
-    def _update(self, p, g, t, states, group, step):
-        """Update block p (1-D, in place) from gradient g; g and t are scratch of its size."""
+    def _update(self, p, grad, scale, states, group, step, scratch):
+        """Update block p (1-D, in place) from `grad`, which is to be multiplied by `scale`.
+
+        states: the block's state arrays. step: from 1. scratch: two arrays of the block's size.
+        """
         raise TypeError(f"{type(self).__name__} defines no _update()")
 
 
@@ -146,7 +148,9 @@ class SGD(Optimizer):
         if not self.states and any(g["momentum"] for g in self.param_groups):
             raise ValueError("a group has momentum but the optimizer was made without")
 
-    def _update(self, p, g, t, states, group, step):
+    def _update(self, p, grad, scale, states, group, step, scratch):
+        g, t = scratch
+        np.multiply(grad, scale, out=g)
         if group["weight_decay"]:
             np.multiply(p, group["weight_decay"], out=t)
             g += t
@@ -179,21 +183,22 @@ class AdamW(Optimizer):
                 raise ValueError(f"betas[{i}] = {beta} is not in [0, 1)")
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
 
-    def _update(self, p, g, t, states, group, step):
-        m, v = states
+    def _update(self, p, grad, scale, states, group, step, scratch):
+        (m, v), t = states, scratch[0]
         lr, (beta1, beta2) = group["lr"], group["betas"]
         if group["weight_decay"]:
             p *= 1 - lr * group["weight_decay"]
-        np.subtract(g, m, out=t)
-        t *= 1 - beta1
+        np.multiply(grad, (1 - beta1) * scale, out=t)
+        m *= beta1
         m += t
-        np.multiply(g, g, out=g)
-        g *= 1 - beta2
+        np.multiply(grad, math.sqrt(1 - beta2) * scale, out=t)
+        t *= t
         v *= beta2
-        v += g
+        v += t
+        # m / c1 / (sqrt(v / c2) + eps), with both corrections moved out of the passes over memory.
+        root = math.sqrt(1 - beta2 ** step)
         np.sqrt(v, out=t)
-        t *= 1 / math.sqrt(1 - beta2 ** step)
-        t += group["eps"] or np.finfo(t.dtype).tiny  # 0 / 0 is no step, in the padding too
+        t += group["eps"] * root or np.finfo(t.dtype).tiny  # 0 / 0 is no step, in the padding too
         np.divide(m, t, out=t)
-        t *= lr / (1 - beta1 ** step)
+        t *= lr * root / (1 - beta1 ** step)
         p -= t
