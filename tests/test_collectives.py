@@ -118,3 +118,14 @@ def test_a_process_without_a_launcher_is_a_world_of_one():
     assert (comm.rank, comm.size) == (0, 1)
     for case in comm_cases.CASES:
         case(comm)
+
+
+def test_a_rank_that_returns_early_ends_those_that_wait_for_it():
+    def job():
+        c = world()
+        if c.rank != 1:
+            c.barrier()
+    begin = time.monotonic()
+    with pytest.raises(RankFailed, match="rank 1, which has left the job|rank . failed"):
+        run_threads(job, 3, timeout=30)
+    assert time.monotonic() - begin < 20

@@ -80,7 +80,7 @@ def _mpi_world():
     transport = mpi.world()
     expected = launched_size()
     if expected is not None and expected != transport.size:
-        raise RuntimeError(f"the launcher started {expected} ranks, but {mpi.library()} sees "
+        raise RuntimeError(f"the launcher started {expected} ranks, but {mpi.version()} sees "
                            f"{transport.size}: mpirun and mpi4py belong to different MPI libraries")
     _install_hooks(transport)
     return Communicator(transport)

@@ -73,6 +73,6 @@ def world():
     return Mpi(MPI.COMM_WORLD)
 
 
-def library():
+def version():
     """The name and version of the MPI library, in one line."""
     return MPI.Get_library_version().split("\n")[0].strip("\x00 ")

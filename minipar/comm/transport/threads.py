@@ -32,6 +32,7 @@ class World:
         self.recvs = [defaultdict(deque) for _ in range(size)]
         self.wake = [threading.Event() for _ in range(size)]
         self.failed = None  # the rank that failed first
+        self.left = set()  # ranks that have returned
 
 
 class Threads(Transport):
@@ -90,7 +91,7 @@ class Threads(Transport):
     def departed(self):
         if self.world.failed is not None:
             raise RankFailed(f"rank {self.world.failed} failed")
-        return frozenset()
+        return self.world.left
 
     def relax(self, turn, waited):
         if turn < 3:
@@ -124,6 +125,7 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
             with context.use(settings.copy()), use_world(communicator):
                 results[rank] = function(*args)
                 communicator.close()
+            world.left.add(rank)
         except BaseException as error:  # reported by the caller's thread
             if not isinstance(error, RankFailed) or world.failed is None:
                 errors.append(error)
