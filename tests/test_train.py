@@ -13,6 +13,12 @@ def train(n, *args, timeout=90):
     return mpirun(n, *program, timeout=timeout) if n else python(*program, timeout=timeout)
 
 
+def said(done):
+    """What the program printed on stderr; Open MPI's launcher adds lines of its own."""
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("minipar")]
+
+
 def events(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -133,7 +139,7 @@ def test_a_file_of_ones_own_is_trained_on(tmp_path, capsys):
 def test_refusals_are_printed_once_for_all_ranks():
     done = train(3, "--batch-size", "2")
     assert done.returncode == 2
-    assert done.stderr == "minipar: error: global batch 2 < 3 ranks\n"
+    assert said(done) == ["minipar: error: global batch 2 < 3 ranks"]
 
 
 def test_help_is_printed_once_and_ends_with_status_0():
@@ -144,7 +150,7 @@ def test_help_is_printed_once_and_ends_with_status_0():
 def test_a_loss_that_is_not_finite_ends_the_job_naming_step_and_parameter():
     done = train(2, "--lr", "1e30", "--optimizer", "sgd", "--warmup", "0", "--steps", "50")
     assert done.returncode == 1
-    line, = done.stderr.splitlines()
+    line, = said(done)
     assert line.startswith("minipar: error: loss is ") and "at step" in line and "weight" in line
 
 
