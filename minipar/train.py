@@ -21,6 +21,7 @@ import numpy as np
 from . import data as datasets
 from . import dtypes, optim
 from .comm import world
+from .comm.world import launched_rank
 from .context import batch_position, manual_seed, no_grad, set_default_dtype
 from .data import GlobalBatchSampler
 from .models import CNN, GPT, MLP, GPTConfig
@@ -206,7 +207,8 @@ def main(argv=None):
     try:
         comm = world()
     except RuntimeError as error:
-        print(f"minipar: error: {error}", file=sys.stderr)
+        if launched_rank() == 0:
+            print(f"minipar: error: {error}", file=sys.stderr)
         return 1
     try:
         with nullcontext() if comm.rank == 0 else redirect_stdout(io.StringIO()):  # one --help

@@ -116,3 +116,22 @@ def test_ranks_that_end_normally_at_different_times_end_the_job_well(n):
     done = mpirun(n, "leaving.py", 0.5)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split("\n")[:-1]) == [f"rank {rank} leaves" for rank in range(n)]
+
+
+def test_a_launcher_of_another_mpi_library_is_named_in_one_line():
+    import subprocess
+    import sys
+
+    from launch import ROOT, environment
+    own = mpirun(1, "-c", "from minipar.comm.transport import mpi; print(mpi.version())").stdout
+    launcher, variable = (("Open MPI", "OMPI_COMM_WORLD_SIZE") if "MPICH" in own
+                          else ("MPICH", "HYDI_CONTROL_FD"))
+    extra = {variable: "1", "OMPI_COMM_WORLD_RANK": "0"} if "MPICH" in own else {
+        variable: "1", "PMI_SIZE": "1", "PMI_RANK": "0"}
+    clean = {k: v for k, v in environment(**extra).items() if not k.startswith("OMPI_COMM") or
+             k in extra}
+    done = subprocess.run([sys.executable, "-m", "minipar.train"], capture_output=True, text=True,
+                          timeout=30, cwd=ROOT, env=clean)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"minipar: error: {launcher}'s mpirun started this process")
+    assert done.stderr.count("\n") == 1

@@ -55,6 +55,14 @@ def launched_size():
     return None
 
 
+def launched_rank():
+    """This process's rank as the launcher's environment has it, for when MPI cannot say; else 0."""
+    for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
 def is_launched():
     """Whether this process was started by an MPI launcher."""
     return any(name in os.environ for name in _SIZE_VARIABLES)
@@ -73,7 +81,7 @@ def process_world():
 def _mpi_world():
     try:
         from .transport import mpi
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         reason = str(error).split("\n")[0]
         raise RuntimeError(f"this process was started by an MPI launcher, but MPI cannot be "
                            f"loaded ({reason}): install minipar[mpi]") from None

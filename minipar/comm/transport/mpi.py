@@ -1,10 +1,14 @@
 """Ranks as MPI processes. The only file that imports mpi4py's MPI."""
 
-
+import os
 import time
 
-from mpi4py import MPI
+import mpi4py
 import numpy as np
+
+mpi4py.rc.initialize = False  # world() first looks whether launcher and library fit together
+mpi4py.rc.finalize = True
+from mpi4py import MPI  # noqa: E402
 
 from .base import Transport
 
@@ -69,7 +73,18 @@ def _bytes(array):
 
 
 def world():
-    """The endpoint on MPI_COMM_WORLD."""
+    """The endpoint on MPI_COMM_WORLD, which is initialised if nobody has done so.
+
+    Raises RuntimeError if the launcher is of one MPI library and mpi4py has loaded another:
+    initialising would end the process with an error that does not say so.
+    """
+    if not MPI.Is_initialized():
+        for variable, launcher, other in (("OMPI_COMM_WORLD_SIZE", "Open MPI", "MPICH"),
+                                          ("HYDI_CONTROL_FD", "MPICH", "Open MPI")):
+            if variable in os.environ and other in version():
+                raise RuntimeError(f"{launcher}'s mpirun started this process, but mpi4py has "
+                                   f"loaded {other}: use the mpirun of one environment")
+        MPI.Init_thread()
     return Mpi(MPI.COMM_WORLD)
 
 
