@@ -11,34 +11,45 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Open MPI refuses root and more ranks than cores unless told; MPICH ignores these.
-_OPEN_MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+_SETTINGS = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
              "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-             "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+             "OMPI_MCA_rmaps_base_oversubscribe": "1",
+             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def launcher():
-    """The path of mpirun: the environment's own, else the system's; skips if there is none."""
-    own = Path(sys.executable).with_name("mpirun")
-    found = str(own) if own.exists() else shutil.which("mpirun")
+    """The path of mpirun, beside this Python or else on PATH; skips the test if there is none."""
+    found = (shutil.which("mpirun", path=os.path.dirname(sys.executable))
+             or shutil.which("mpirun"))
     if found is None:
         pytest.skip("no mpirun: pip install minipar[mpi]")
     return found
 
 
-def environment(**extra):
-    """The environment of a rank: the checkout importable, one BLAS thread."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, **_OPEN_MPI, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", **extra}
+def _run(command, timeout, extra):
+    paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, **_SETTINGS, **extra,
+                   "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher passes it on to the ranks; a SIGKILL would not
+        try:
+            out, err = process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        raise AssertionError(f"{command[1:]} still ran after {timeout} s\n{out}{err}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def mpirun(n, *program, timeout=60):
-    """Run `python *program` on n ranks; returns the CompletedProcess."""
-    command = [launcher(), "-n", str(n), sys.executable, *map(str, program)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT,
-                          env=environment())
+    """Run `python *program` on n ranks; returns the CompletedProcess, with text."""
+    return _run([launcher(), "-n", str(n), sys.executable, *map(str, program)], timeout, {})
 
 
-def python(*program, timeout=60):
-    """Run `python *program` alone; returns the CompletedProcess."""
-    return subprocess.run([sys.executable, *map(str, program)], capture_output=True, text=True,
-                          timeout=timeout, cwd=ROOT, env=environment())
+def python(*program, timeout=60, **extra):
+    """Run `python *program` alone, with `extra` in its environment; as mpirun()."""
+    return _run([sys.executable, *map(str, program)], timeout, extra)

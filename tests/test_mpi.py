@@ -1,59 +1,21 @@
 """Ranks that are processes of an MPI launcher. Pytest itself never loads MPI."""
 
-import os
 import random
-import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
-ENVIRONMENT = {  # Open MPI counts cores and users; other libraries do not read these
-    "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+from launch import launcher, mpirun, python
+
+PROGRAMS = Path(__file__).parent / "mpi_programs"
 RAISED = "Planted: on purpose"  # the last line of a traceback of mpi_programs/failing.py
-
-
-@cache
-def launcher():
-    """The path of mpirun, beside this Python or else on PATH; None if there is none."""
-    return (shutil.which("mpirun", path=os.path.dirname(sys.executable))
-            or shutil.which("mpirun"))
-
-
-def mpirun(n, script, *args, timeout=60):
-    """Run tests/mpi_programs/`script` on n ranks; returns the CompletedProcess, with text."""
-    if launcher() is None:
-        pytest.skip("no mpirun: install minipar[mpi]")
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [launcher(), "-n", str(n), sys.executable, str(TESTS / "mpi_programs" / script),
-               *map(str, args)]
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher passes it on to the ranks; a SIGKILL would not
-        try:
-            out, err = process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-        raise AssertionError(f"{script} {args} on {n} ranks still ran after {timeout} s\n"
-                             f"{out}{err}") from None
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_every_case_holds_between_processes_and_nothing_is_printed(n):
-    done = mpirun(n, "cases.py", n, timeout=120)
+    done = mpirun(n, PROGRAMS / "cases.py", n, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "" and done.stderr == ""
 
@@ -74,7 +36,7 @@ def outcome(case):
     n, rank, step, how = case
     begin = time.monotonic()
     try:
-        done = mpirun(n, "failing.py", rank, step, how, timeout=30)
+        done = mpirun(n, PROGRAMS / "failing.py", rank, step, how, timeout=30)
     except AssertionError as error:
         return f"{case}: {error}"
     took = time.monotonic() - begin
@@ -96,8 +58,7 @@ def outcome(case):
 @pytest.mark.parametrize("cases", [failure_cases(14, 1), failure_cases(14, 2)],
                          ids=["seed 1", "seed 2"])
 def test_a_rank_that_fails_in_any_way_ends_the_job_within_ten_seconds(cases):
-    if launcher() is None:
-        pytest.skip("no mpirun: install minipar[mpi]")
+    launcher()  # skips here, and not in a thread of the pool
     with ThreadPoolExecutor(3) as pool:
         wrong = [line for line in pool.map(outcome, cases) if line]
     assert not wrong, "\n\n".join(wrong)
@@ -105,7 +66,7 @@ def test_a_rank_that_fails_in_any_way_ends_the_job_within_ten_seconds(cases):
 
 @pytest.mark.parametrize("n, rank", [(2, 1), (3, 0)])
 def test_a_rank_that_ends_normally_while_others_wait_for_it_ends_the_job_as_failed(n, rank):
-    done = mpirun(n, "failing.py", rank, 20, "exit 0", timeout=30)
+    done = mpirun(n, PROGRAMS / "failing.py", rank, 20, "exit 0", timeout=30)
     assert done.returncode != 0
     assert f"waits for rank {rank}, which has left the job" in done.stderr
     assert "Traceback" not in done.stderr
@@ -113,25 +74,15 @@ def test_a_rank_that_ends_normally_while_others_wait_for_it_ends_the_job_as_fail
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_ranks_that_end_normally_at_different_times_end_the_job_well(n):
-    done = mpirun(n, "leaving.py", 0.5)
+    done = mpirun(n, PROGRAMS / "leaving.py", 0.5)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split("\n")[:-1]) == [f"rank {rank} leaves" for rank in range(n)]
 
 
 def test_a_launcher_of_another_mpi_library_is_named_in_one_line():
-    import subprocess
-    import sys
-
-    from launch import ROOT, environment
-    own = mpirun(1, "-c", "from minipar.comm.transport import mpi; print(mpi.version())").stdout
-    launcher, variable = (("Open MPI", "OMPI_COMM_WORLD_SIZE") if "MPICH" in own
-                          else ("MPICH", "HYDI_CONTROL_FD"))
-    extra = {variable: "1", "OMPI_COMM_WORLD_RANK": "0"} if "MPICH" in own else {
-        variable: "1", "PMI_SIZE": "1", "PMI_RANK": "0"}
-    clean = {k: v for k, v in environment(**extra).items() if not k.startswith("OMPI_COMM") or
-             k in extra}
-    done = subprocess.run([sys.executable, "-m", "minipar.train"], capture_output=True, text=True,
-                          timeout=30, cwd=ROOT, env=clean)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"minipar: error: {launcher}'s mpirun started this process")
-    assert done.stderr.count("\n") == 1
+    own = mpirun(1, "-c", "from minipar.comm.transport import mpi; print(mpi.version())")
+    other, variable = (("Open MPI", "OMPI_COMM_WORLD_SIZE") if "MPICH" in own.stdout
+                       else ("MPICH", "HYDI_CONTROL_FD"))
+    done = python("-m", "minipar.train", PMI_SIZE="1", PMI_RANK="0", **{variable: "1"})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"minipar: error: {other}'s mpirun started this process")
