@@ -36,7 +36,7 @@ def test_the_default_job_on_four_ranks_reaches_97_percent(tmp_path):
     assert len(end["params_sha256"]) == 64 and (end["dp"], end["pp"], end["tp"]) == (4, 1, 1)
 
 
-LAYOUTS = [(1, 4), (2, 1), (3, 1), (3, 4), (4, 1), (4, 4)]
+LAYOUTS = [(1, 4), (2, 1), (2, 4), (3, 1), (3, 4), (4, 1), (4, 4)]
 
 
 @pytest.mark.parametrize("job", [
