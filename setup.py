@@ -15,6 +15,7 @@ setup(
     install_requires=[
         "numpy>=2.0",
         "mpi4py>=4.0",       # imported only under an MPI launcher
+        "safetensors>=0.4",  # checkpoints and weights that PyTorch's users can read
         "threadpoolctl>=3",  # BLAS threads per rank, for every BLAS that NumPy comes with
         "tqdm>=4",           # the progress bar, on every terminal
     ],

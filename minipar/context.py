@@ -57,6 +57,17 @@ class Context:
         self.seed, self._generator, self.orphans = int(seed), None, 0
         self.batch = BatchPosition()
 
+    def random_state(self):
+        """All random state, as what JSON can hold."""
+        return {"seed": self.seed, "sequential": random.state_of(self.generator),
+                "orphans": self.orphans}
+
+    def set_random_state(self, state):
+        """Go on from what `random_state` has told."""
+        self.manual_seed(state["seed"])
+        self._generator = random.from_state(state["sequential"])
+        self.orphans = state["orphans"]
+
     def copy(self):
         """A context for another thread or rank: same settings, nothing in flight."""
         other = Context(self.seed, self.default_dtype)

@@ -64,6 +64,22 @@ class Optimizer:
         for p, *_ in self._order:
             p.sink.reset()
 
+    def named_state(self, model):
+        names = {id(p): n for n, p in model.named_parameters()}
+        out = {}
+        for i, (p, g, flat, a, b) in enumerate(self._order):
+            out[f"{names[id(p)]}.step"] = self._steps[i]
+            for k, s in enumerate(self._state[id(flat)]):
+                out[f"{names[id(p)]}.{k}"] = s[a:b].reshape(p.shape)
+        return out
+
+    def load_named_state(self, model, state):
+        names = {id(p): n for n, p in model.named_parameters()}
+        for i, (p, g, flat, a, b) in enumerate(self._order):
+            self._steps[i] = int(state[f"{names[id(p)]}.step"])
+            for k, s in enumerate(self._state[id(flat)]):
+                s[a:b] = state[f"{names[id(p)]}.{k}"].reshape(-1)
+
     @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
     def step(self, *, scale=1.0, max_norm=None):
         """Update every parameter that has a gradient.

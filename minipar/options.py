@@ -5,10 +5,12 @@ import difflib
 from pathlib import Path
 
 from .comm.program import ALGORITHMS
+from .comm.world import is_launched
 
 MODELS = ("mlp", "cnn", "gpt")
 OPTIMIZERS = ("sgd", "adamw")
 DTYPES = ("float32", "float64")
+LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
 DEFAULTS = {"mlp": ("digits", 64, 15, 3e-3), "cnn": ("digits", 64, 10, 3e-3),
@@ -79,6 +81,16 @@ def parser():
     add("--block-size", type=count, default=128, help="tokens in a sample of the gpt")
     add("--dropout", type=_number(float, 0, 1), default=0.0, help="of the gpt")
     add("--sample", type=count, metavar="N", help="print N characters that the gpt writes")
+    add("--weights", metavar="FILE", help="start from the weights in a .safetensors file")
+    add("--checkpoint", metavar="DIR", help="write the training state there, now and then, at "
+        "the end, and at Ctrl-C or SIGTERM")
+    add("--checkpoint-every", type=count, default=100, metavar="STEPS", help="default 100")
+    add("--checkpoint-keep", type=count, default=3, metavar="K",
+        help="keep the last K checkpoints (default 3)")
+    add("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+    add("--ranks", type=count, metavar="N", help="start N ranks here, without mpirun")
+    add("--launcher", type=_one_of(LAUNCHERS), default="processes",
+        help="what --ranks starts: processes (default), threads, or mpi")
     add("--dp", type=count, help="data-parallel ranks: all of them, if given")
     add("--algorithm", default="ring", help="all-reduce: " + ", ".join(ALGORITHMS["all_reduce"]))
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
@@ -99,6 +111,10 @@ def parse(argv, world_size):
     o.lr = o.lr or lr
     if o.epochs is None and o.steps is None:
         o.epochs = epochs
+    if o.ranks and world_size == 1 and not is_launched():
+        world_size = o.ranks  # these ranks are still to be started
+    if o.ranks and o.ranks != world_size:
+        raise UsageError(f"world size {world_size} != ranks {o.ranks}")
     o.dp = o.dp or world_size
     if o.dp != world_size:
         raise UsageError(f"world size {world_size} != dp {o.dp}")
@@ -117,6 +133,12 @@ def parse(argv, world_size):
                          f"{Path(o.metrics).resolve().parent}")
     if o.metrics and Path(o.metrics).is_dir():
         raise UsageError(f"--metrics {o.metrics} is a folder")
+    if o.resume and not o.checkpoint:
+        raise UsageError("--resume goes on from the folder that --checkpoint names")
+    if o.resume and o.weights:
+        raise UsageError("--resume and --weights both say what to start from")
+    if o.checkpoint and Path(o.checkpoint).exists() and not Path(o.checkpoint).is_dir():
+        raise UsageError(f"--checkpoint {o.checkpoint} is a file, not a folder")
     if o.sample and o.model != "gpt":
         raise UsageError(f"--sample is for gpt, not {o.model}")
     return o

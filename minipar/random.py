@@ -36,3 +36,24 @@ def bits(key, start, count):
     # All 64 bits of integers() without bounds is the raw stream, 1.6 times as fast as random_raw.
     raw = np.random.Generator(stream).integers(0, 2**64 - 1, words, dtype=np.uint64, endpoint=True)
     return raw.astype("<u8", copy=False).view("<u4")[:count]
+
+
+def state_of(generator):
+    """The state of a generator made by `generator()`, as what JSON can hold."""
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return value.tolist() if isinstance(value, np.ndarray) else value
+    return plain(generator.bit_generator.state)
+
+
+def from_state(state):
+    """The generator with a state that `state_of` has told."""
+    made = generator("restored")
+
+    def like(value, model):
+        if isinstance(model, dict):
+            return {k: like(value[k], model[k]) for k in model}
+        return np.array(value, model.dtype) if isinstance(model, np.ndarray) else value
+    made.bit_generator.state = like(state, made.bit_generator.state)
+    return made

@@ -1,6 +1,7 @@
 """What a training job tells: a metrics file for programs, lines or a bar for people."""
 
 import json
+import os
 import sys
 import time
 
@@ -9,16 +10,22 @@ class Report:
     """Rank 0 writes; on the other ranks every method does nothing.
 
     metrics: path of a file that gets one JSON object a line, flushed as they come; or None.
+    resumed: the steps that were done before: what the file says of them stays, and what it says
+             of later ones, which are done again, goes.
     """
 
-    def __init__(self, rank, total_steps, metrics=None, quiet=False):
+    def __init__(self, rank, total_steps, metrics=None, quiet=False, resumed=0):
         self._active = rank == 0
-        self._file = open(metrics, "w", encoding="utf-8") if metrics and self._active else None
+        self._file = None
+        if metrics and self._active:
+            if resumed:
+                _forget_after(metrics, resumed)
+            self._file = open(metrics, "a" if resumed else "w", encoding="utf-8")
         self._talks = self._active and not quiet
         self._total, self._bar, self._last = total_steps, None, time.perf_counter()
         if self._talks and sys.stdout.isatty():
             from tqdm import tqdm  # a bar that knows every terminal is not ours to write
-            self._bar = tqdm(total=total_steps, unit="step", file=sys.stdout)
+            self._bar = tqdm(total=total_steps, initial=resumed, unit="step", file=sys.stdout)
 
     def write(self, event, **values):
         """Add an object to the metrics file. Values of None are left out."""
@@ -49,3 +56,19 @@ class Report:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _forget_after(path, step):
+    """Remove from a metrics file what is later than `step`, and what is not a whole line."""
+    def early(line):
+        try:
+            event = json.loads(line)
+            return event["event"] != "end" and event["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            return False  # cut off in the middle by the crash
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            kept = [line for line in file if early(line)]
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            file.writelines(kept)
+        os.replace(f"{path}.new", path)

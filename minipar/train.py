@@ -1,71 +1,42 @@
 """The main job: train a model with data parallelism over all ranks.
 
     python -m minipar.train                       one rank, no MPI needed
-    mpirun -n 4 python -m minipar.train           four ranks, the same result
+    python -m minipar.train --ranks 4             four ranks, started here, the same result
+    mpirun -n 4 python -m minipar.train           four ranks by MPI, the same result
 
 Every rank holds the whole model and takes a slice of each global batch. Losses are sums: the
 gradients and the count are reduced over the ranks and divided once, in the optimizer's step, so
-the result does not depend on how the batch was cut. Exit status: 0 done, 1 failed, 2 asked for
-something that cannot be.
+the result does not depend on how the batch was cut. Exit status: 0 done, or interrupted with a
+checkpoint written; 1 failed; 2 asked for something that cannot be.
 """
 
 import hashlib
-import io
 import math
 import sys
+import threading
 import time
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 
 import numpy as np
 
 from . import data as datasets
-from . import dtypes, optim
+from . import dtypes
+from .build import build_model, build_optimizer, identity, learning_rate
+from .checkpoint import CheckpointFolder, load_file
 from .comm import world
 from .comm.world import launched_rank
-from .context import batch_position, manual_seed, no_grad, set_default_dtype
+from .context import batch_position, current, manual_seed, no_grad, set_default_dtype
 from .data import GlobalBatchSampler
-from .models import CNN, GPT, MLP, GPTConfig
+from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
-from .options import UsageError, parse
+from .options import UsageError, parse, parser
 from .parallel import DistributedDataParallel
 from .report import Report
 from .tensor import Tensor
 
 
-class Diverged(RuntimeError):
-    """The loss is not a finite number any more."""
-
-
-def build_model(o, data):
-    """The model that the options `o` ask for, sized for the data."""
-    if (o.model == "gpt") != (data.kind == "text"):
-        raise UsageError(f"{o.model} does not train on {data.kind} data ({o.data})")
-    if o.model == "gpt":
-        return GPT(GPTConfig(data.vocab_size, o.block_size, o.layers, o.heads, o.embedding,
-                             o.dropout))
-    if o.model == "cnn":
-        if len(data.input_shape) != 3:
-            raise UsageError(f"cnn needs images (channels, height, width), not samples of shape "
-                             f"{data.input_shape}")
-        return CNN(data.input_shape, data.num_classes)
-    return MLP([math.prod(data.input_shape), o.hidden, o.hidden, data.num_classes])
-
-
-def build_optimizer(o, model):
-    if o.optimizer == "sgd":
-        return optim.SGD(model.parameters(), o.lr, momentum=o.momentum,
-                         weight_decay=o.weight_decay)
-    return optim.AdamW(model.parameters(), o.lr, weight_decay=o.weight_decay)
-
-
-def learning_rate(o, step, total):
-    """The rate of a step (from 0): linear warm-up, then cosine decay to a tenth of the peak."""
-    if step < o.warmup:
-        return o.lr * (step + 1) / o.warmup
-    if o.lr_schedule == "constant":
-        return o.lr
-    progress = (step - o.warmup) / max(1, total - o.warmup)
-    return o.lr * (0.55 + 0.45 * math.cos(math.pi * progress))
+class Failed(RuntimeError):
+    """Training cannot go on; the message is for the user."""
 
 
 def loss_and_count(logits, targets):
@@ -74,27 +45,30 @@ def loss_and_count(logits, targets):
     return cross_entropy_sum_count(logits.reshape(-1, classes), targets.reshape(-1))
 
 
-def train_step(model, optimizer, batch, shard, o, step):
-    """One optimizer step on this rank's shard of a global batch; returns the mean loss."""
+def train_step(model, optimizer, batch, shard, o, step, stop=False):
+    """One optimizer step on this rank's shard of a global batch.
+
+    Returns (mean loss, whether any rank came here with `stop`).
+    """
     inputs, targets = (t.array for t in batch)
     k, m = len(inputs), o.microbatches
     optimizer.zero_grad()
-    totals = np.zeros(2)  # sum of losses, count of targets
+    totals = np.array([0.0, 0.0, stop])  # sum of losses, count of targets, ranks that want to stop
     reduction = None
     for i in range(m):
         a, b = i * k // m, (i + 1) * k // m
         last = i == m - 1
         with batch_position(step, shard.start + a), nullcontext() if last else model.no_sync():
             loss, count = loss_and_count(model(Tensor(inputs[a:b])), Tensor(targets[a:b]))
-            totals += loss.item(), count
+            totals[:2] += loss.item(), count
             if last:  # every rank starts this first, then the buckets: the agreed order
                 reduction = model.comm.all_reduce(totals, async_op=True)
             loss.backward()
     reduction.wait()
     if not math.isfinite(totals[0]):
-        raise Diverged(f"loss is {totals[0]} at step {step + 1}; {first_bad(model.module)}")
+        raise Failed(f"loss is {totals[0]} at step {step + 1}; {first_bad(model.module)}")
     optimizer.step(scale=1 / max(totals[1], 1), max_norm=o.clip)
-    return totals[0] / max(totals[1], 1)
+    return totals[0] / max(totals[1], 1), totals[2] > 0
 
 
 def first_bad(module):
@@ -134,90 +108,187 @@ def params_sha256(module):
     return digest.hexdigest()
 
 
-def run(o, comm):
+class Job:
+    """One run, on one rank: data, model and optimizer as the options `o` say, and the loop."""
+
+    def __init__(self, o, comm, interrupt):
+        self.o, self.comm, self.interrupt = o, comm, interrupt
+        self.begin = time.perf_counter()
+        manual_seed(o.seed)
+        set_default_dtype(o.dtype)
+        self.folder = CheckpointFolder(o.checkpoint, o.checkpoint_keep) if o.checkpoint else None
+        try:
+            self.data = datasets.load(o.data, block_size=o.block_size, dtype=dtypes.dtype(o.dtype))
+            self.sampler = GlobalBatchSampler(len(self.data.train), o.batch_size, rank=comm.rank,
+                                              num_replicas=comm.size, seed=o.seed)
+            module = build_model(o, self.data)
+            self.total = o.steps or o.epochs * len(self.sampler)
+            self.first_step, optimizer_state = self._start_from(module)
+            self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from None
+        self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
+                                             algorithm=o.algorithm)
+        self.optimizer = build_optimizer(o, self.model)
+        if self.first_step:
+            self.optimizer.load_named_state(module, optimizer_state)
+
+    def _start_from(self, module):
+        """(steps done, optimizer state) of what this run continues; rank 0 loads the weights.
+
+        What rank 0 finds wrong is raised on every rank.
+        """
+        if not (self.folder or self.o.weights):
+            return 0, {}
+        state, arrays, problem = {"step": 0}, {}, None
+        if self.comm.rank == 0:
+            try:
+                if self.o.weights:
+                    module.load_state_dict(load_file(self.o.weights))
+                if self.folder:
+                    state, arrays = self._open_folder(module) or (state, arrays)
+            except (ValueError, OSError, RuntimeError) as error:
+                problem = str(error)
+        problem, state = self.comm.broadcast_object((problem, state))
+        if problem:
+            raise UsageError(problem)
+        if "random" in state:
+            current().set_random_state(state["random"])
+        return state["step"], self.comm.broadcast_arrays(arrays)
+
+    def _open_folder(self, module):
+        """(state, optimizer state) of the checkpoint to resume; its weights go into `module`."""
+        self.folder.prepare()
+        if not self.o.resume:
+            if steps := self.folder.steps():
+                raise UsageError(f"{self.folder.path} holds the checkpoint of step {steps[-1]}: "
+                                 f"--resume goes on from it; or name another folder")
+            return None
+        state, weights, arrays = self.folder.load(
+            warn=lambda line: print(f"minipar: {line}", file=sys.stderr))
+        for name, mine in identity(self.o, self.data).items():
+            theirs = state["identity"].get(name)
+            if mine != theirs:
+                raise UsageError(f"the checkpoint in {self.folder.path} has "
+                                 f"{name.replace('_', '-')} {theirs}, not {mine}")
+        module.load_state_dict(weights)
+        return state, {name: t.array for name, t in arrays.items()}
+
+    def _save(self, step):
+        if self.comm.rank == 0:
+            state = {"identity": identity(self.o, self.data), "world_size": self.comm.size,
+                     "random": current().random_state()}
+            try:
+                self.folder.save(step, self.model.module.state_dict(),
+                                 self.optimizer.named_state(self.model.module), state)
+            except OSError as error:
+                raise Failed(f"the checkpoint of step {step} could not be written: "
+                             f"{error}") from None
+
+    def run(self):
+        """Train; returns the final metrics, or None if training was interrupted."""
+        o, comm = self.o, self.comm
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.report.say(f"{o.model} ({parameters:,} parameters) on {self.data.name} "
+                        f"({len(self.data.train):,} samples), {comm.size} ranks, "
+                        f"{o.algorithm} all-reduce"
+                        + (f", from step {self.first_step}" if self.first_step else ""))
+        try:
+            if not self._train():
+                return None
+            return self._finish()
+        finally:
+            self.report.close()
+
+    def _train(self):
+        """Take the steps; whether all were taken."""
+        o, step = self.o, self.first_step
+        while step < self.total:
+            epoch, done = divmod(step, len(self.sampler))
+            for shard in self.sampler.shards(epoch, done):
+                stop = self._step(shard, step, epoch + 1)
+                step += 1
+                if self.folder and (stop or step == self.total or step % o.checkpoint_every == 0):
+                    self._save(step)
+                if stop and step < self.total:
+                    self.report.write("interrupted", step=step)
+                    self.report.say(f"interrupted after step {step}: --resume goes on from "
+                                    f"{self.folder.path}")
+                    return False
+                if o.eval_every and step % o.eval_every == 0 and step < self.total:
+                    self._evaluate(step)
+                if step == self.total:
+                    break
+        return True
+
+    def _step(self, shard, step, epoch):
+        """Take one step and report it; whether a rank was asked to stop."""
+        started, waited = time.perf_counter(), self.comm.engine.waited
+        rate = learning_rate(self.o, step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self.data.train.get_batch(shard.indices)
+        loss, stop = train_step(self.model, self.optimizer, batch, shard, self.o, step,
+                                self.interrupt.requested)
+        seconds = time.perf_counter() - started
+        waited = self.comm.engine.waited - waited
+        speed = shard.size / seconds
+        self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
+                          samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
+                          grad_norm=self.optimizer.grad_norm)
+        self.report.step(step + 1, epoch, loss, speed)
+        return stop
+
+    def _evaluate(self, step):
+        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
+        self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
+        return loss, accuracy
+
+    def _finish(self):
+        o, comm, data, report = self.o, self.comm, self.data, self.report
+        loss, accuracy = self._evaluate(self.total)
+        if o.sample and comm.rank == 0:
+            start = Tensor(data.encode("\n" if "\n" in data.chars else data.chars[0])[None])
+            written = self.model.module.generate(start, o.sample, top_k=20)
+            report.say(data.decode(written.array[0]))
+        end = dict(steps=self.total, loss=loss, test_accuracy=accuracy,
+                   params_sha256=params_sha256(self.model.module),
+                   wall_s=time.perf_counter() - self.begin,
+                   world_size=comm.size, dp=comm.size, pp=1, tp=1)
+        report.write("end", **end)
+        report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
+                   f"{end['wall_s']:.1f} s")
+        return end
+
+
+def run(o, comm, interrupt=None):
     """Train as the options `o` say, on every rank of `comm`; returns the final metrics."""
-    manual_seed(o.seed)
-    set_default_dtype(o.dtype)
-    begin = time.perf_counter()
-    try:
-        data = datasets.load(o.data, block_size=o.block_size, dtype=dtypes.dtype(o.dtype))
-        sampler = GlobalBatchSampler(len(data.train), o.batch_size, rank=comm.rank,
-                                     num_replicas=comm.size, seed=o.seed)
-        model = build_model(o, data)
-        total = o.steps or o.epochs * len(sampler)
-        report = Report(comm.rank, total, o.metrics, o.quiet)
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from None
-    model = DistributedDataParallel(model, process_group=comm, gradient="sum",
-                                    algorithm=o.algorithm)
-    optimizer = build_optimizer(o, model)
-    parameters = sum(p.numel() for p in model.parameters())
-    report.say(f"{o.model} ({parameters:,} parameters) on {data.name} "
-               f"({len(data.train):,} samples), {comm.size} ranks, {o.algorithm} all-reduce")
-    try:
-        return _loop(o, comm, data, sampler, model, optimizer, report, total, begin)
-    finally:
-        report.close()
+    return Job(o, comm, interrupt or Interrupt()).run()
 
 
-def _loop(o, comm, data, sampler, model, optimizer, report, total, begin):
-    step = epoch = 0
-    loss = math.nan
-    while step < total:
-        epoch += 1
-        for shard in sampler.shards(epoch - 1):
-            started, waited = time.perf_counter(), comm.engine.waited
-            rate = learning_rate(o, step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss = train_step(model, optimizer, data.train.get_batch(shard.indices), shard, o,
-                              step)
-            step += 1
-            seconds, waited = time.perf_counter() - started, comm.engine.waited - waited
-            speed = shard.size / seconds
-            report.write("step", step=step, epoch=epoch, loss=loss, lr=rate,
-                         samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
-                         grad_norm=optimizer.grad_norm)
-            report.step(step, epoch, loss, speed)
-            if o.eval_every and step % o.eval_every == 0 and step < total:
-                _evaluate(model, data, o, report, step)
-            if step == total:
-                break
-    test_loss, accuracy = _evaluate(model, data, o, report, step)
-    if o.sample and comm.rank == 0:
-        start = Tensor(data.encode("\n" if "\n" in data.chars else data.chars[0])[None])
-        report.say(data.decode(model.module.generate(start, o.sample, top_k=20).array[0]))
-    end = dict(steps=step, loss=test_loss, test_accuracy=accuracy,
-               params_sha256=params_sha256(model.module), wall_s=time.perf_counter() - begin,
-               world_size=comm.size, dp=comm.size, pp=1, tp=1)
-    report.write("end", **end)
-    report.say(f"test accuracy {accuracy:.2%}, loss {test_loss:.4f}, {step} steps in "
-               f"{end['wall_s']:.1f} s")
-    return end
-
-
-def _evaluate(model, data, o, report, step):
-    loss, accuracy = evaluate(model, data.test, max(o.batch_size, 64))
-    report.write("eval", step=step, loss=loss, accuracy=accuracy)
-    return loss, accuracy
-
-
-def main(argv=None):
+def main(argv=None, interrupt=None):
     """Run the main job from command-line arguments; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
         comm = world()
     except RuntimeError as error:
         if launched_rank() == 0:
             print(f"minipar: error: {error}", file=sys.stderr)
         return 1
+    if {"-h", "--help"} & set(argv):
+        if comm.rank == 0:
+            parser().print_help()
+        return 0
     try:
-        with nullcontext() if comm.rank == 0 else redirect_stdout(io.StringIO()):  # one --help
-            o = parse(argv, comm.size)
+        o = parse(argv, comm.size)
+        if (o.ranks or 1) > comm.size:
+            return start_ranks(argv, o)
+        interrupt = interrupt or Interrupt()
         # A loss that is not finite is reported by name; NumPy's warnings on the way say less.
-        with (one_blas_thread() if comm.size > 1 else nullcontext(),
-              np.errstate(all="ignore")):
-            run(o, comm)
-    except (UsageError, Diverged) as error:
+        with (interrupt if o.checkpoint else nullcontext(), np.errstate(all="ignore"),
+              one_blas_thread() if comm.size > 1 else nullcontext()):
+            run(o, comm, interrupt)
+    except (UsageError, Failed) as error:
         if comm.rank == 0:
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -226,6 +297,8 @@ def main(argv=None):
 
 def one_blas_thread():
     """BLAS with one thread a rank: the ranks already keep the cores busy."""
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()  # BLAS belongs to the process: whoever started the threads has done it
     from threadpoolctl import threadpool_limits
     return threadpool_limits(1, user_api="blas")
 

@@ -14,9 +14,9 @@ LAYERS = [
     {"ops"},
     {"nn", "optim", "models"},
     {"comm"},
-    {"data"},
+    {"data", "checkpoint"},
     {"parallel"},
-    {"options", "report", "train", "cli", "__main__"},
+    {"options", "build", "interrupt", "report", "train", "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks"}
 

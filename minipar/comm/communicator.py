@@ -1,5 +1,7 @@
 """The communicator: a group of ranks, and what they can do together, under MPI's names."""
 
+import pickle
+
 import numpy as np
 
 from ..tensor import Tensor
@@ -198,6 +200,26 @@ class Communicator:
         self._run("broadcast", buffer, "sum", algorithm, root, False)
         if not np.may_share_memory(buffer, target):
             target[...] = buffer.reshape(target.shape)
+
+    def broadcast_object(self, value, root=0):
+        """Rank `root`'s `value`, anything that pickle takes, on every rank."""
+        data = np.frombuffer(pickle.dumps(value if self.rank == root else None), np.uint8).copy()
+        length = np.array(data.size)
+        self.broadcast(length, root)
+        if self.rank != root:
+            data = np.empty(int(length), np.uint8)
+        self.broadcast(data, root)
+        return pickle.loads(data)
+
+    def broadcast_arrays(self, arrays, root=0):
+        """Rank `root`'s {name: array} on every rank; what the others give is not read."""
+        forms = {name: (a.shape, a.dtype) for name, a in arrays.items()}
+        forms = self.broadcast_object(forms, root)
+        out = {}
+        for name, (shape, dtype) in forms.items():
+            out[name] = arrays[name] if self.rank == root else np.empty(shape, dtype)
+            self.broadcast(out[name], root)
+        return out
 
     def barrier(self):
         """Return when every rank has come here."""

@@ -36,6 +36,8 @@ class DistributedDataParallel(Module):
                    shards of any size. Gradients of several backwards are then accumulated under
                    no_sync(), for a second reduction would sum the first one's result again.
     algorithm:     the all-reduce algorithm: "auto", a name, or a program.
+    broadcast_buffers: whether rank 0's buffers (batch-norm statistics) become everybody's before
+                   a forward that follows one in training, as in PyTorch; not inside no_sync().
     All replicas start from rank 0's parameters and buffers, and stay bitwise equal. A parameter
     that no rank used in a step has no gradient; one that some used has the sum of theirs.
     """
@@ -43,7 +45,7 @@ class DistributedDataParallel(Module):
     names_children = False
 
     def __init__(self, module, *, process_group=None, bucket_cap_mb=25, gradient="mean",
-                 algorithm="auto"):
+                 algorithm="auto", broadcast_buffers=True):
         super().__init__()
         if gradient not in ("mean", "sum"):
             raise ValueError(f"gradient is 'mean' or 'sum', not {gradient!r}")
@@ -65,9 +67,14 @@ class DistributedDataParallel(Module):
             p.register_post_accumulate_grad_hook(self._ready)
         for flat in self._flats:
             self.comm.broadcast(flat.data)
-        for tensor in (*module.buffers(), *(p for p in module.parameters()
-                                            if not p.requires_grad)):
-            self.comm.broadcast(tensor.array)
+        for p in module.parameters():
+            if not p.requires_grad:
+                self.comm.broadcast(p.array)
+        plans = [self.comm.plan("broadcast", array) for array in _pack(module.buffers())]
+        self._buffer_plans, self._stale = plans, True
+        self._share_buffers()
+        if not broadcast_buffers:
+            self._buffer_plans = []
 
     def _cut(self, flat, capacity, algorithm):
         """Cut a flat gradient into buckets, from its end to its front."""
@@ -88,7 +95,17 @@ class DistributedDataParallel(Module):
     def forward(self, *args, **kwargs):
         if self._started and not current().backward_depth:
             self._restart()
+        if self._sync and self._stale:
+            self._share_buffers()
+        self._stale = self._stale or self.training  # a forward in training changes them
         return self.module(*args, **kwargs)
+
+    def _share_buffers(self):
+        """Give every rank the buffers of rank 0."""
+        for plan in self._buffer_plans:
+            plan.start()
+            plan.wait()
+        self._stale = False
 
     @contextmanager
     def no_sync(self):
@@ -150,4 +167,23 @@ class DistributedDataParallel(Module):
         self._started = 0
 
     def state_dict(self):
+        """The module's, under names that begin with `module.` as in PyTorch; on rank 0 the truth
+        about buffers, which other ranks get with their next forward.
+        """
         return {f"module.{k}": v for k, v in self.module.state_dict().items()}
+
+
+def _pack(tensors):
+    """Move tensors into one array for each of their dtypes; returns these arrays."""
+    groups = {}
+    for t in tensors:
+        groups.setdefault(t.array.dtype, []).append(t)
+    packed = []
+    for dtype, members in groups.items():
+        array, at = np.empty(sum(t.numel() for t in members), dtype), 0
+        for t in members:
+            view = array[at:at + t.numel()].reshape(t.shape)
+            view[...] = t.array
+            t.array, at = view, at + t.numel()
+        packed.append(array)
+    return packed

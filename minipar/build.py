@@ -1,0 +1,53 @@
+"""From the options of the main job to its model, optimizer and learning rate."""
+
+import math
+
+from . import optim
+from .models import CNN, GPT, MLP, GPTConfig
+from .options import UsageError
+
+# The options that shape each model: a checkpoint can be resumed with equal ones only.
+SHAPE = {"mlp": ("hidden",), "cnn": (),
+         "gpt": ("layers", "heads", "embedding", "block_size")}
+
+
+def build_model(o, data):
+    """The model that the options `o` ask for, sized for the data."""
+    if (o.model == "gpt") != (data.kind == "text"):
+        raise UsageError(f"{o.model} does not train on {data.kind} data ({o.data})")
+    if o.model == "gpt":
+        return GPT(GPTConfig(data.vocab_size, o.block_size, o.layers, o.heads, o.embedding,
+                             o.dropout))
+    if o.model == "mlp":
+        return MLP([math.prod(data.input_shape), o.hidden, o.hidden, data.num_classes])
+    if len(data.input_shape) != 3:
+        raise UsageError(f"{o.model} needs images (channels, height, width), not samples of shape "
+                         f"{data.input_shape}")
+    return CNN(data.input_shape, data.num_classes)
+
+
+def build_optimizer(o, model):
+    """The optimizer that the options ask for, over the parameters of `model`."""
+    if o.optimizer == "sgd":
+        return optim.SGD(model.parameters(), o.lr, momentum=o.momentum,
+                         weight_decay=o.weight_decay)
+    return optim.AdamW(model.parameters(), o.lr, weight_decay=o.weight_decay)
+
+
+def learning_rate(o, step, total):
+    """The rate of a step (from 0): linear warm-up, then cosine decay to a tenth of the peak.
+
+    A function of the step alone: a resumed run needs no state of a schedule.
+    """
+    if step < o.warmup:
+        return o.lr * (step + 1) / o.warmup
+    if o.lr_schedule == "constant":
+        return o.lr
+    progress = (step - o.warmup) / max(1, total - o.warmup)
+    return o.lr * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def identity(o, data):
+    """What a checkpoint must share with the run that resumes it: {option: value}."""
+    names = ("model", *SHAPE[o.model], "dtype", "optimizer", "seed", "batch_size")
+    return {**{name: getattr(o, name) for name in names}, "training samples": len(data.train)}
