@@ -11,7 +11,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["minipar", "minipar.*"]) + ["minipar.kernels"],
     package_dir={"minipar.kernels": "kernels"},
-    package_data={"minipar.kernels": ["*.cu", "*.cuh"], "minipar.data": ["embedded/*"]},
+    package_data={"minipar.kernels": ["*.cu", "*.cuh"], "minipar.data": ["embedded/*"],
+                  "minipar": ["native/*.h"]},
     install_requires=[
         "numpy>=2.0",
         "mpi4py>=4.0",       # imported only under an MPI launcher

@@ -5,12 +5,21 @@ starts a rank makes its context (`use`), and a helper thread of a rank enters a 
 does not hand context variables to new threads, hence a thread-local of our own.
 """
 
+import os
 import threading
 from contextlib import contextmanager
 
 from . import dtypes, random
 
+KERNELS = ("reference", "compiled")  # how the arithmetic of operations with kernels runs
+
 _local = threading.local()
+
+
+def _checked(kernels):
+    if kernels not in KERNELS:
+        raise ValueError(f"no kernels {kernels!r}: there are {', '.join(KERNELS)}")
+    return kernels
 
 
 class BatchPosition:
@@ -31,13 +40,14 @@ class BatchPosition:
 class Context:
     """The execution context of one rank. Attributes are read and set directly."""
 
-    __slots__ = ("grad_enabled", "default_dtype", "seed", "_generator", "batch", "order",
-                 "after_backward", "backward_depth", "orphans")
+    __slots__ = ("grad_enabled", "default_dtype", "seed", "_generator", "kernels", "batch",
+                 "order", "after_backward", "backward_depth", "orphans")
 
     def __init__(self, seed=0, default_dtype=dtypes.float32):
         self.grad_enabled = True
         self.default_dtype = default_dtype
         self.seed = seed
+        self.kernels = _checked(os.environ.get("MINIPAR_KERNELS") or "compiled")
         self._generator = None
         self.batch = BatchPosition()
         self.order = 0  # of graph nodes: a later node has a larger number
@@ -71,7 +81,7 @@ class Context:
     def copy(self):
         """A context for another thread or rank: same settings, nothing in flight."""
         other = Context(self.seed, self.default_dtype)
-        other.grad_enabled = self.grad_enabled
+        other.grad_enabled, other.kernels = self.grad_enabled, self.kernels
         other.batch = BatchPosition(self.batch.step, self.batch.start)
         return other
 
@@ -149,6 +159,11 @@ def batch_position(step=0, start=0):
 def manual_seed(seed):
     """Set the seed that initial weights, dropout and sampling of this rank derive from."""
     current().manual_seed(seed)
+
+
+def set_kernels(kernels):
+    """Choose how operations run that have a kernel: "compiled", or the NumPy "reference"."""
+    current().kernels = _checked(kernels)
 
 
 def set_default_dtype(dtype):

@@ -14,7 +14,7 @@ LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
 DEFAULTS = {"mlp": ("digits", 64, 15, 3e-3), "cnn": ("digits", 64, 10, 3e-3),
-            "gpt": ("plays", 32, 1, 1e-3)}
+            "gpt": ("plays", 16, 2, 3e-3)}
 
 
 class UsageError(ValueError):
@@ -78,7 +78,7 @@ def parser():
     add("--layers", type=count, default=4, help="blocks of the gpt")
     add("--heads", type=count, default=4, help="attention heads of the gpt")
     add("--embedding", type=count, default=128, help="features of the gpt")
-    add("--block-size", type=count, default=128, help="tokens in a sample of the gpt")
+    add("--block-size", type=count, default=64, help="tokens in a sample of the gpt")
     add("--dropout", type=_number(float, 0, 1), default=0.0, help="of the gpt")
     add("--sample", type=count, metavar="N", help="print N characters that the gpt writes")
     add("--weights", metavar="FILE", help="start from the weights in a .safetensors file")

@@ -8,8 +8,20 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import record
 from .base import method, normal_dim, quiet
+
+_KERNELS = {name: Kernel("softmax.cu", name, rows="rows", width="n") for name in (
+    "softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward")}
+
+
+def _kernel(name, a, dim):
+    """The kernel for the rows of `a` along `dim`, as a function of arrays; None if there is none."""
+    if dim != a.ndim - 1 or not a.size or not a.flags.c_contiguous:
+        return None
+    run, n = _KERNELS[name].build(a.dtype), a.shape[-1]
+    return run and (lambda *arrays: run(*arrays, a.size // n, n))
 
 
 @lru_cache(maxsize=16)
@@ -62,7 +74,10 @@ def softmax(x, dim):
     """exp(x) / sum of exp(x) along `dim`. Raises TypeError unless x is of a floating type."""
     a, dim = _input("softmax", x, dim)
     shape, dtype = x.array.shape, x.array.dtype
-    if a.size:
+    if run := _kernel("softmax_forward", a, dim):
+        y = np.empty(a.shape, a.dtype)
+        run(a, y)
+    elif a.size:
         y = _shifted(a, dim)
         np.exp(y, out=y)
         y /= _row_sum(y, dim)
@@ -72,6 +87,10 @@ def softmax(x, dim):
     def backward(g):
         # dx = y (g - sum(g y)): the sum as dot products where rows are contiguous.
         g = g.astype(y.dtype, copy=False).reshape(y.shape)
+        if run := _kernel("softmax_backward", y, dim):
+            gx = np.empty(y.shape, y.dtype)
+            run(y, np.ascontiguousarray(g), gx)
+            return (gx.astype(dtype, copy=False).reshape(shape),)
         if dim == y.ndim - 1:
             gx = g - np.vecdot(g, y)[..., None]
         else:
@@ -89,7 +108,10 @@ def log_softmax(x, dim):
     """x - log(sum of exp(x)) along `dim`. Raises TypeError unless x is of a floating type."""
     a, dim = _input("log_softmax", x, dim)
     shape, dtype = x.array.shape, x.array.dtype
-    if a.size:
+    if run := _kernel("log_softmax_forward", a, dim):
+        y = np.empty(a.shape, a.dtype)
+        run(a, y)
+    elif a.size:
         y = _shifted(a, dim)
         y -= np.log(_row_sum(np.exp(y), dim))
     else:
@@ -98,6 +120,10 @@ def log_softmax(x, dim):
     def backward(g):
         # dx = g - exp(y) sum(g)
         g = g.astype(y.dtype, copy=False).reshape(y.shape)
+        if run := _kernel("log_softmax_backward", y, dim):
+            gx = np.empty(y.shape, y.dtype)
+            run(y, np.ascontiguousarray(g), gx)
+            return (gx.astype(dtype, copy=False).reshape(shape),)
         gx = np.exp(y)
         gx *= _row_sum(g, dim)
         np.subtract(g, gx, out=gx)

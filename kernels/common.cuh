@@ -1,0 +1,191 @@
+// What every kernel uses. A kernel is plain CUDA C++ and runs in three ways: on a GPU; compiled
+// for the CPU with one thread a block, where every loop below is a plain loop over the row that
+// the compiler vectorises; and emulated on the CPU, thread by thread.
+//
+// Rules that make this work:
+//   - loops over rows step by gridDim.x, loops inside a row by blockDim.x: any grid and any block
+//     give the same bits, but for the order in which a block adds up;
+//   - all threads of a block call the block_* functions together;
+//   - `real` is how numbers are stored, `acc` how they are computed with: float, for 16-bit types
+//     too, or double. One build per type.
+#pragma once
+
+#ifdef MINIPAR_HOST
+#include "host.h"  // gives CUDA's words their meaning on a CPU
+#else
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#define HUGE __int_as_float(0x7f800000)
+#endif
+
+typedef long long int64;
+typedef int int32;
+typedef unsigned int uint32;
+typedef unsigned long long uint64;
+typedef unsigned char uint8;
+
+#ifndef REAL
+#define REAL float
+#define ACC float
+#endif
+typedef REAL real;
+typedef ACC acc;
+
+// ---------------------------------------------------------------------------------------------
+// Functions of one number. On the GPU they are CUDA's; on the CPU our own, without branches and
+// tables, so that a loop over them is vectorised, on every platform alike.
+
+#ifdef MINIPAR_HOST
+
+template <class To, class From> static INLINE To bits_of(From x) { return __builtin_bit_cast(To, x); }
+
+// e^x. Cody & Waite: x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial in r (Cephes), 1 ulp.
+// Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits. 2^n is an addition to
+// the exponent; a last factor, 2^-32 or 2, lets results overflow and become subnormal by rounding.
+static INLINE float exp_(float x) {
+    x = -104.f > x ? -104.f : x;  // e^-104 is 0, e^89 infinite; NaN stays: no comparison holds
+    x = 89.f < x ? 89.f : x;
+    float t = __builtin_fmaf(x, 1.44269504088896341f, 12582912.f), n = t - 12582912.f;
+    float r = __builtin_fmaf(n, -0.693359375f, x);
+    r = __builtin_fmaf(n, 2.12194440e-4f, r);
+    float p = 1.9875691500e-4f;
+    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
+    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
+    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
+    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
+    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
+    p = __builtin_fmaf(p, r * r, r + 1.f);
+    uint32 up = x < 0.f ? 32u << 23 : 0xff800000u;
+    p = bits_of<float>(bits_of<uint32>(p) + (bits_of<uint32>(t) << 23) + up);
+    return __builtin_fmaf(p, x < 0.f ? 0x1p-32f : 2.f, x - x);  // x - x: 0, or NaN
+}
+static INLINE double exp_(double x) { return __builtin_exp(x); }
+
+// Natural logarithm (Cephes): x = 2^k m with sqrt(1/2) <= m < sqrt(2), a polynomial in m - 1.
+static INLINE float log_(float x) {
+    float scaled = x < 1.17549435e-38f ? x * 8388608.f : x;  // subnormals
+    int bits = bits_of<int>(scaled);
+    int k = ((bits >> 23) & 255) - 126;
+    float m = bits_of<float>((bits & 0x7fffff) | 0x3f000000);  // in [1/2, 1)
+    int low = m < 0.707106781186547524f;
+    k -= low + (x < 1.17549435e-38f ? 23 : 0);
+    m = (low ? m + m : m) - 1.f;
+    float z = m * m, e = (float)k;
+    float p = 7.0376836292e-2f;
+    p = __builtin_fmaf(p, m, -1.1514610310e-1f);
+    p = __builtin_fmaf(p, m, 1.1676998740e-1f);
+    p = __builtin_fmaf(p, m, -1.2420140846e-1f);
+    p = __builtin_fmaf(p, m, 1.4249322787e-1f);
+    p = __builtin_fmaf(p, m, -1.6668057665e-1f);
+    p = __builtin_fmaf(p, m, 2.0000714765e-1f);
+    p = __builtin_fmaf(p, m, -2.4999993993e-1f);
+    p = __builtin_fmaf(p, m, 3.3333331174e-1f);
+    p = p * m * z;
+    p = __builtin_fmaf(e, -2.12194440e-4f, p);
+    p = __builtin_fmaf(z, -0.5f, p);
+    p = __builtin_fmaf(e, 0.693359375f, m + p);
+    p = x == HUGE ? x : p;
+    p = x == 0.f ? -HUGE : p;
+    return x < 0.f || x != x ? bits_of<float>(0x7fc00000) : p;
+}
+static INLINE double log_(double x) { return __builtin_log(x); }
+
+// tanh: a polynomial near 0 (Cephes), elsewhere 1 - 2 / (e^2x + 1).
+static INLINE float tanh_(float x) {
+    float a = __builtin_fabsf(x), z = x * x;
+    float p = -5.70498872745e-3f;
+    p = __builtin_fmaf(p, z, 2.06390887954e-2f);
+    p = __builtin_fmaf(p, z, -5.37397155531e-2f);
+    p = __builtin_fmaf(p, z, 1.33314422036e-1f);
+    p = __builtin_fmaf(p, z, -3.33332819422e-1f);
+    p = __builtin_fmaf(p * z, x, x);
+    float far = 1.f - 2.f / (exp_(a + a) + 1.f);
+    return a < 0.625f ? p : __builtin_copysignf(far, x);  // NaN takes the second, and stays
+}
+static INLINE double tanh_(double x) { return __builtin_tanh(x); }
+
+static INLINE float sqrt_(float x) { return __builtin_sqrtf(x); }
+static INLINE double sqrt_(double x) { return __builtin_sqrt(x); }
+static INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static INLINE double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+#else
+
+static __device__ __forceinline__ float exp_(float x) { return expf(x); }
+static __device__ __forceinline__ double exp_(double x) { return exp(x); }
+static __device__ __forceinline__ float log_(float x) { return logf(x); }
+static __device__ __forceinline__ double log_(double x) { return log(x); }
+static __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
+static __device__ __forceinline__ double tanh_(double x) { return tanh(x); }
+static __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
+static __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
+static __device__ __forceinline__ float fma_(float a, float b, float c) { return fmaf(a, b, c); }
+static __device__ __forceinline__ double fma_(double a, double b, double c) { return fma(a, b, c); }
+
+#endif
+
+// The larger of two numbers, in one instruction: which of them, if one is NaN, is not said.
+template <class N> static __device__ __forceinline__ N larger(N a, N b) { return a < b ? b : a; }
+
+// ---------------------------------------------------------------------------------------------
+// Reductions over a row by one block: every thread gets the result.
+
+// How two partial results become one.
+struct Add {
+    template <class N> __device__ __forceinline__ N operator()(N a, N b) const { return a + b; }
+};
+struct Larger {
+    template <class N> __device__ __forceinline__ N operator()(N a, N b) const { return larger(a, b); }
+};
+
+#if defined(MINIPAR_HOST) && !defined(MINIPAR_EMULATED)
+
+// One thread a block: 16 running results side by side, which the compiler keeps in one or two
+// vector registers. Element i always goes to result i % 16: the sum of a row does not depend on
+// the machine's vectors.
+template <class N, class F, class Join>
+static INLINE N block_reduce(int64 n, N start, F value, Join join) {
+    N lane[16];
+    for (int j = 0; j < 16; j++) lane[j] = start;
+    int64 i = 0;
+    for (; i + 16 <= n; i += 16) {
+        VECTOR
+        for (int j = 0; j < 16; j++) lane[j] = join(lane[j], value(i + j));
+    }
+    for (int j = 0; i + j < n; j++) lane[j] = join(lane[j], value(i + j));
+    for (int w = 8; w; w /= 2)
+        for (int j = 0; j < w; j++) lane[j] = join(lane[j], lane[j + w]);
+    return lane[0];
+}
+
+#else
+
+// Threads of a warp exchange registers; then warps exchange through shared memory.
+template <class N, class F, class Join>
+static __device__ __forceinline__ N block_reduce(int64 n, N start, F value, Join join) {
+    __shared__ N partial[32];
+    N total = start;
+    for (int64 i = threadIdx.x; i < n; i += blockDim.x) total = join(total, value(i));
+    for (int offset = 16; offset; offset /= 2)
+        total = join(total, __shfl_xor_sync(0xffffffffu, total, offset));
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = (blockDim.x + 31) / 32;
+    __syncthreads();  // `partial` may still be read for the reduction before this one
+    if (lane == 0) partial[warp] = total;
+    __syncthreads();
+    total = lane < warps ? partial[lane] : start;
+    for (int offset = 16; offset; offset /= 2)
+        total = join(total, __shfl_xor_sync(0xffffffffu, total, offset));
+    return total;
+}
+
+#endif
+
+// The sum of value(i) for 0 <= i < n.
+template <class F> static __device__ __forceinline__ acc block_sum(int64 n, F value) {
+    return block_reduce(n, acc(0), value, Add());
+}
+
+// The largest value(i), NaN left aside; -infinity if there is none. (Softmax meets a NaN again.)
+template <class F> static __device__ __forceinline__ acc block_max(int64 n, F value) {
+    return block_reduce(n, acc(-HUGE), value, Larger());
+}
