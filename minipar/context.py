@@ -59,7 +59,7 @@ class Context:
     def generator(self):
         """The rank's sequential generator, for what need not be equal across layouts."""
         if self._generator is None:
-            self._generator = random.generator(self.seed, "sequential")
+            self._generator = random.Generator().manual_seed(self.seed)
         return self._generator
 
     def manual_seed(self, seed):

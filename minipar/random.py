@@ -23,6 +23,29 @@ def generator(*parts):
     return np.random.Generator(np.random.Philox(key=key(*parts)))
 
 
+class Generator(np.random.Generator):
+    """A sequential generator with PyTorch's methods. Every draw moves it on.
+
+    It starts as after manual_seed(0), which is where a rank's own generator starts.
+    """
+
+    def __init__(self):
+        super().__init__(np.random.Philox())
+        self.manual_seed(0)
+
+    def manual_seed(self, seed):
+        """Restart from `seed` (int), as `minipar.manual_seed` restarts the rank's own generator;
+        returns the generator.
+        """
+        self._seed = int(seed)
+        self.bit_generator.state = np.random.Philox(key=key(self._seed, "sequential")).state
+        return self
+
+    def initial_seed(self):
+        """The seed that the generator started from."""
+        return self._seed
+
+
 def bits(key, start, count):
     """`count` uint32 numbers, from index `start` (a multiple of 8) of the stream of `key`.
 

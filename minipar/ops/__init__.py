@@ -3,20 +3,40 @@
 Importing this package gives Tensor its methods and operators.
 """
 
-from . import compare, inplace  # noqa: F401  (methods only)
-from .attention import scaled_dot_product_attention  # noqa: F401  (of nn.functional, as below)
+from . import inplace  # noqa: F401  (methods only)
+from .activation import gelu, relu, sigmoid
+from .activation import leaky_relu, silu  # noqa: F401  (of nn.functional, as what follows so)
+from .attention import scaled_dot_product_attention  # noqa: F401
+from .choose import clamp, clip, maximum, minimum, where
+from .compare import (eq, ge, gt, isfinite, isinf, isnan, le, logical_and, logical_not, logical_or,
+                      lt, ne)
 from .conv import conv2d  # noqa: F401
+from .creation import (arange, as_tensor, empty, empty_like, eye, full, full_like, linspace, ones,
+                       ones_like, zeros, zeros_like)
 from .dropout import dropout  # noqa: F401
-from .elementwise import add, div, exp, gelu, log, mul, neg, pow, relu, sqrt, sub, tanh
+from .elementwise import add, div, floor_divide, mul, neg, pow, remainder, sub
 from .embedding import embedding  # noqa: F401
+from .extremes import amax, amin, argmax, argmin, argsort, max, min, sort, topk
 from .indexing import cat, split
 from .matmul import linear, matmul
 from .norm import layer_norm  # noqa: F401
 from .pool import max_pool2d  # noqa: F401
-from .reduce import argmax, max, mean, sum
+from .reduce import all, any, cumsum, logsumexp, mean, norm, prod, std, sum, var
+from .sampling import (bernoulli, multinomial, rand, rand_like, randint, randn, randn_like,
+                       randperm)
 from .shape import flatten, permute, reshape, transpose
 from .softmax import log_softmax, softmax
+from .unary import (abs, ceil, cos, erf, exp, floor, log, reciprocal, round, rsqrt, sign, sin, sqrt,
+                    square, tanh)
 
-__all__ = ["add", "argmax", "cat", "div", "exp", "flatten", "gelu", "linear", "log",
-           "log_softmax", "matmul", "max", "mean", "mul", "neg", "permute", "pow", "relu",
-           "reshape", "softmax", "split", "sqrt", "sub", "sum", "tanh", "transpose"]
+__all__ = [
+    "abs", "add", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
+    "as_tensor", "bernoulli", "cat", "ceil", "clamp", "clip", "cos", "cumsum", "div", "empty",
+    "empty_like", "eq", "erf", "exp", "eye", "flatten", "floor", "floor_divide", "full",
+    "full_like", "ge", "gelu", "gt", "isfinite", "isinf", "isnan", "le", "linear", "linspace",
+    "log", "log_softmax", "logical_and", "logical_not", "logical_or", "logsumexp", "lt", "matmul",
+    "max", "maximum", "mean", "min", "minimum", "mul", "multinomial", "ne", "neg", "norm", "ones",
+    "ones_like", "permute", "pow", "prod", "rand", "rand_like", "randint", "randn", "randn_like",
+    "randperm", "reciprocal", "relu", "remainder", "reshape", "round", "rsqrt", "sigmoid", "sign",
+    "sin", "softmax", "sort", "split", "sqrt", "square", "std", "sub", "sum", "tanh", "topk",
+    "transpose", "var", "where", "zeros", "zeros_like"]

@@ -1,20 +1,20 @@
-"""Arithmetic with broadcasting, and functions of one element."""
-
-import math
+"""Arithmetic of two operands, with broadcasting."""
 
 import numpy as np
 
-from ..context import current
 from ..tensor import record
 from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
-from .erf import erf
+
+_NUMBERS = (bool, int, float)
 
 
 def _broadcast(name, x, y, function):
     """function(x, y), with an error that shows both shapes."""
     try:
         return function(x, y)
-    except ValueError:
+    except ValueError as error:
+        if "broadcast" not in str(error):
+            raise
         raise ValueError(f"{name}: shapes {np.shape(x)} and {np.shape(y)} "
                          f"cannot be broadcast together") from None
 
@@ -113,50 +113,102 @@ def neg(x):
 @method("pow", "__pow__")
 @quiet
 def pow(x, exponent):
-    """x ** exponent, for a number as exponent."""
-    if not isinstance(exponent, (int, float)):
-        raise TypeError(f"pow: the exponent is a number, not {type(exponent).__name__}")
-    a, exponent = promote(x.array, operand(exponent)[0])
+    """x ** exponent, of two tensors or of a tensor and a number.
+
+    The gradient to the exponent is 0 where x is 0 and the exponent is not negative. Raises
+    ValueError for integers to negative integer powers, TypeError for two bools or two numbers.
+    """
+    a, x = operand(x)
+    b, y = operand(exponent)
+    want_x, want_y = wanted(x), wanted(y)
+    a, b = promote(a, b)
+    out = _arithmetic("pow", a, b, lambda a, b: a ** b)  # not np.power: slower for squares
+    result = out if want_y else None
 
     def backward(g):
-        return (g * (exponent * a ** (exponent - 1)) if exponent else np.zeros_like(g),)
-    return record(a ** exponent, (x,), backward, (x,))
+        gx = gy = None
+        if want_x and b.__class__ in _NUMBERS:
+            gx = g * (b * a ** (b - 1)) if b else np.zeros_like(g)
+        elif want_x:
+            gx = np.where(b == 0, 0, g * (b * a ** (b - 1)))
+        if want_y:
+            log = np.log(np.asarray(a, result.dtype))
+            gy = np.where(np.equal(a, 0) & (b >= 0), 0, g * (result * log))
+        return (unbroadcast(gx, want_x) if want_x else None,
+                unbroadcast(gy, want_y) if want_y else None)
+    saved = [t for t in (x, y) if t is not None]
+    return record(out, (x, y), backward, saved, saves_output=want_y is not None)
 
 
-@method()
+@method("__rpow__")
+def rpow(x, base):
+    return pow(base, x)
+
+
+def _arithmetic(name, a, b, function):
+    """function(a, b) of promoted operands, one of them an array and not both of bools."""
+    if a.__class__ in _NUMBERS and b.__class__ in _NUMBERS:
+        raise TypeError(f"{name}: one of the operands must be a tensor")
+    out = _broadcast(name, a, b, function)
+    if out.dtype == np.int8:  # what NumPy makes of two bools
+        raise TypeError(f"{name}: not of two bools")
+    return out
+
+
+@method("remainder", "__mod__")
 @quiet
-def exp(x):
-    """e ** x."""
-    out = np.exp(floating(x.array))
-    return record(out, (x,), lambda g: (g * out,), saves_output=True)
+def remainder(x, y):
+    """x - y floor(x / y), which has the sign of y: Python's %.
 
-
-@method()
-@quiet
-def log(x):
-    """Natural logarithm."""
-    a = floating(x.array)
-    return record(np.log(a), (x,), lambda g: (g / a,), (x,))
-
-
-@method()
-@quiet
-def sqrt(x):
-    """Square root."""
-    out = np.sqrt(floating(x.array))
-    return record(out, (x,), lambda g: (g / (2 * out),), saves_output=True)
-
-
-@method()
-def tanh(x):
-    """Hyperbolic tangent."""
-    out = np.tanh(floating(x.array))
+    Raises RuntimeError where an integer is divided by 0.
+    """
+    a, x = operand(x)
+    b, y = operand(y)
+    want_x, want_y = wanted(x), wanted(y)
+    a, b = promote(a, b)
+    out = _arithmetic("remainder", a, b, np.remainder)
+    _refuse_zero("remainder", out, b)
+    saved = [t for t in (x, y) if t is not None and want_y]
+    if not want_y:
+        a = b = None
 
     def backward(g):
-        gx = np.asarray(out * out)  # of 0-d arrays NumPy makes scalars, which out= refuses
-        np.subtract(1, gx, out=gx)
-        return (np.multiply(gx, g, out=gx),)
-    return record(out, (x,), backward, saves_output=True)
+        return (unbroadcast(g, want_x) if want_x else None,
+                unbroadcast(-g * np.floor_divide(a, b), want_y) if want_y else None)
+    return record(out, (x, y), backward, saved)
+
+
+@method("__rmod__")
+def rmod(x, y):
+    return remainder(y, x)
+
+
+@method("floor_divide", "__floordiv__")
+@quiet
+def floor_divide(x, y):
+    """floor(x / y): Python's //. A backward through it raises RuntimeError, as in PyTorch.
+
+    Raises RuntimeError where an integer is divided by 0.
+    """
+    a, x = operand(x)
+    b, y = operand(y)
+    a, b = promote(a, b)
+    out = _arithmetic("floor_divide", a, b, np.floor_divide)
+    _refuse_zero("floor_divide", out, b)
+
+    def backward(g):
+        raise RuntimeError("floor_divide has no gradient; floor(x / y) has one, of 0")
+    return record(out, (x, y), backward)
+
+
+@method("__rfloordiv__")
+def rfloordiv(x, y):
+    return floor_divide(y, x)
+
+
+def _refuse_zero(name, out, divisor):
+    if out.dtype.kind != "f" and not np.all(divisor):
+        raise RuntimeError(f"{name}: an integer is divided by 0")
 
 
 def keep(g, mask):
@@ -165,109 +217,3 @@ def keep(g, mask):
     As fast as g * mask, and 8 times as fast as np.where.
     """
     return np.multiply(g.view(f"i{g.itemsize}"), mask).view(g.dtype)
-
-
-@method()
-def relu(x):
-    """max(x, 0). Its gradient at 0 is 0; NaN passes, and so does the gradient there."""
-    out = np.maximum(x.array, 0)
-    return record(out, (x,), lambda g: (keep(g, out != 0),), saves_output=True)
-
-
-_SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
-_BLOCK = 65536  # elements that are taken through all steps of a formula while in the cache
-
-
-@quiet
-def gelu(x, approximate="none"):
-    """x times the normal distribution function at x (Hendrycks & Gimpel 2016).
-
-    approximate: "none"; or "tanh", GPT-2's 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
-    Raises ValueError for another, TypeError unless x is of a floating type.
-    """
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"gelu: a floating type is needed, not {x.dtype}")
-    a = x.array
-    if a.dtype == np.float16:
-        a = a.astype(np.float32)  # a cube leaves the range of float16 at 40
-    steps = _tanh_gelu if approximate == "tanh" else (
-        _normal_gelu_64 if a.dtype == np.float64 else _normal_gelu)
-    flat = a.reshape(-1)
-    out = np.empty_like(flat)
-    # The slope is computed here, where x is in the cache, and is all that backward keeps.
-    slope = np.empty_like(flat) if x.requires_grad and current().grad_enabled else None
-    for start in range(0, flat.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        steps(flat[part], out[part], None if slope is None else slope[part])
-    dtype = x.array.dtype
-    if slope is not None:
-        slope = slope.astype(dtype, copy=False).reshape(a.shape)
-    return record(out.astype(dtype, copy=False).reshape(a.shape), (x,), lambda g: (g * slope,))
-
-
-# Of 1 / (1 + 0.23 x), from the highest power: the normal distribution's share above x, divided by
-# exp(-x^2 / 2). Fitted over 0 <= x <= 13.5, beyond which float32 has only 0; error 5e-8 of it.
-_ABOVE = (-0.07843162349162795, 0.290232006251254, -0.2777312092023161, 0.30099337170750956,
-          -0.032566670110855525, 0.11935183475409647, 0.08580808302834306, 0.09237149060601514,
-          -2.7307237222717884e-05)
-
-
-def _normal_gelu(x, out, slope):
-    """out = max(x, 0) - |x| above, with the share of the normal distribution above |x|, and
-    (unless slope is None) slope = the share below x + x density, in the accuracy of float32.
-    """
-    size = np.abs(x)
-    t = 0.23 * size
-    t += 1
-    np.divide(1, t, out=t)
-    above = _ABOVE[0] * t
-    for coefficient in _ABOVE[1:-1]:
-        above += coefficient
-        above *= t
-    above += _ABOVE[-1]
-    density = np.multiply(x, x, out=t)
-    density *= -0.5
-    np.exp(density, out=density)
-    above *= density
-    size *= above
-    np.maximum(x, 0, out=out)
-    out -= size
-    if slope is not None:
-        np.subtract(0.5, above, out=above)
-        np.copysign(above, x, out=slope)
-        slope += 0.5
-        density *= 1 / math.sqrt(2 * math.pi)
-        density *= x
-        slope += density
-
-
-def _normal_gelu_64(x, out, slope):
-    share = 0.5 + 0.5 * erf(x * math.sqrt(0.5))
-    np.multiply(x, share, out=out)
-    if slope is not None:
-        np.multiply(x, np.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)), out=slope)
-        slope += share
-
-
-def _tanh_gelu(x, out, slope):
-    """out = x s and slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
-    u = k (x + c x^3) and u' = k (1 + 3 c x^2).
-    """
-    k, c = _SQRT_2_OVER_PI, 0.044715
-    s = x * x
-    if slope is not None:
-        np.multiply(s, 6 * k * c, out=slope)
-        slope += 2 * k
-    s *= k * c
-    s += k
-    s *= x
-    np.tanh(s, out=s)
-    s *= 0.5
-    s += 0.5
-    np.multiply(x, s, out=out)
-    if slope is not None:
-        slope *= out
-        slope *= 1 - s
-        slope += s

@@ -1,24 +1,17 @@
-"""Reductions: sum, mean, max, argmax, over all elements or along dims."""
+"""Sums over all elements or along dims, and what is made of sums: mean, variance, norm, ...
 
-from typing import NamedTuple
+The largest and the smallest elements stand in `extremes.py`.
+"""
+
+import math
 
 import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import Like, method, normal_dim, quiet
-
-
-def _axes(name, dim, ndim):
-    """The dims to reduce as a tuple from the front; None and () mean all, as in PyTorch."""
-    if dim is None or dim == () or dim == []:
-        return tuple(range(ndim))
-    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-    axes = tuple(normal_dim(d, ndim) for d in dims)
-    if len(set(axes)) < len(axes):
-        raise RuntimeError(f"{name}: dims {tuple(dims)} of a tensor with {ndim} dims name one "
-                           f"dim twice")
-    return axes if ndim else ()
+from . import unary
+from .base import Like, floating, method, normal_dim, quiet
+from .extremes import amax, reduced_axes
 
 
 def _total(a, axes, keepdim):
@@ -45,7 +38,7 @@ def sum(x, dim=None, keepdim=False):
     Raises IndexError for a dim that x has not, RuntimeError for one named twice.
     """
     a = x.array
-    axes, like = _axes("sum", dim, a.ndim), Like(a.shape, a.dtype)
+    axes, like = reduced_axes("sum", dim, a.ndim), Like(a.shape, a.dtype)
     out = _total(a, axes, keepdim)
     if out.dtype != a.dtype and a.dtype.kind == "f":
         out = out.astype(a.dtype)
@@ -62,7 +55,7 @@ def mean(x, dim=None, keepdim=False):
     a = x.array
     if a.dtype.kind != "f":
         raise RuntimeError(f"mean: a floating type is needed, not {x.dtype}")
-    axes, like = _axes("mean", dim, a.ndim), Like(a.shape, a.dtype)
+    axes, like = reduced_axes("mean", dim, a.ndim), Like(a.shape, a.dtype)
     count = 1
     for axis in axes:
         count *= a.shape[axis]
@@ -70,73 +63,168 @@ def mean(x, dim=None, keepdim=False):
     return record(out, (x,), lambda g: (_spread(g / count, like, axes),))
 
 
-class Max(NamedTuple):
-    """What `max` along a dim returns."""
+def _variance(name, x, dim, unbiased, keepdim, correction):
+    """(variance of x with the reduced dims kept, shape of the result, function from the gradient
+    of the variance to that of x).
+    """
+    a = x.array
+    if a.dtype.kind != "f":
+        raise RuntimeError(f"{name}: a floating type is needed, not {x.dtype}")
+    if isinstance(dim, bool):  # x.var(False) is x.var(unbiased=False)
+        dim, unbiased = None, dim
+    if unbiased is not None and correction is not None:
+        raise TypeError(f"{name}: unbiased and correction exclude each other")
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    axes = reduced_axes(name, dim, a.ndim)
+    count = math.prod([a.shape[axis] for axis in axes])
+    free = float(count - correction) if count > correction else 0.0
+    mean = np.asarray(_total(a, axes, True) / count)
+    squares = np.asarray(a - mean)
+    squares *= squares
+    out = np.asarray(_total(squares, axes, True) / free)
 
-    values: Tensor
-    indices: Tensor
+    def slope(g):
+        gx = np.asarray(a - mean)
+        gx *= 2 * g.reshape(mean.shape)
+        gx /= free
+        return gx.astype(a.dtype, copy=False)
+    return out, _shape_without(axes, a.shape, keepdim), slope
+
+
+def _shape_without(axes, shape, keepdim):
+    return tuple(1 if i in axes else n for i, n in enumerate(shape) if keepdim or i not in axes)
 
 
 @method()
-def max(x, dim=None, keepdim=False):
-    """The largest value; with `dim` (int), (values, indices int64) along it. NaN is largest.
+@quiet
+def var(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
+    """Variance over `dim` (int or tuple; None: all): squared deviations over count - correction.
 
-    Without `dim` the gradient is shared equally among the elements that are largest, and with it
-    it goes to the one at the index, the first. Raises RuntimeError for an empty tensor and
-    IndexError for a dim of size 0.
+    correction: 1 if None; unbiased=False means 0. Of too few elements the variance is NaN or Inf.
+    Raises RuntimeError for integers and bools, and otherwise what `sum` raises.
     """
-    a = x.array
-    if dim is not None:
-        return _max_along(x, dim, keepdim)
-    if keepdim:
-        raise TypeError("max: keepdim needs a dim")
-    if not a.size:
-        raise RuntimeError(f"max: no largest element in shape {a.shape}")
-    largest = a.max()
-
-    def backward(g):
-        if largest != largest:  # NaN: PyTorch's gradient goes to the first
-            hits = np.zeros(a.shape, bool)
-            hits[np.unravel_index(a.argmax(), a.shape)] = True
-        else:
-            hits = a == largest
-        return (np.where(hits, g / np.count_nonzero(hits), 0).astype(a.dtype, copy=False),)
-    return record(largest, (x,), backward, (x,))
-
-
-def _max_along(x, dim, keepdim):
-    a, axis, shape = _along("max", x.array, dim, keepdim)
-    indices = a.argmax(axis, keepdims=True).astype(np.int64, copy=False)
-    values = np.take_along_axis(a, indices, axis)
-    at_least_1d, x_shape, dtype = a.shape, x.array.shape, a.dtype
-
-    def backward(g):
-        gx = np.zeros(at_least_1d, dtype)
-        np.put_along_axis(gx, indices, g.reshape(indices.shape), axis)
-        return (gx.reshape(x_shape),)
-    return Max(record(values.reshape(shape), (x,), backward), Tensor(indices.reshape(shape)))
-
-
-def _along(name, a, dim, keepdim):
-    """(array of at least one dim, `dim` from its front, shape of the result without that dim)."""
-    axis = normal_dim(dim, a.ndim)
-    if not a.ndim:
-        return a.reshape(1), axis, ()
-    if not a.shape[axis]:
-        raise IndexError(f"{name}: dim {dim} of shape {a.shape} has size 0")
-    return a, axis, a.shape[:axis] + ((1,) if keepdim else ()) + a.shape[axis + 1:]
+    out, shape, slope = _variance("var", x, dim, unbiased, keepdim, correction)
+    out = out.astype(x.array.dtype, copy=False).reshape(shape)
+    return record(out, (x,), lambda g: (slope(g),), (x,))
 
 
 @method()
-def argmax(x, dim=None, keepdim=False):
-    """Index (int64) of the first largest element along `dim`; None: in the flattened tensor.
+@quiet
+def std(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
+    """Standard deviation over `dim`: the root of `var`. Where it is 0 so is the gradient."""
+    out, shape, slope = _variance("std", x, dim, unbiased, keepdim, correction)
+    root = np.sqrt(out, out=out)
 
-    Raises IndexError if there is no element to choose.
+    def backward(g):
+        return (slope(np.where(root == 0, 0, g.reshape(root.shape) / (2 * root))),)
+    return record(root.astype(x.array.dtype).reshape(shape), (x,), backward, (x,))
+
+
+@method()
+@quiet
+def norm(x, p="fro", dim=None, keepdim=False):
+    """The p-norm over `dim` (int or tuple; None: all) of a floating tensor as one long vector.
+
+    p: 2 (or "fro"), 1, or inf, the largest absolute value. The gradient at 0 is 0.
+    Raises RuntimeError for integers and bools, ValueError for another p.
+    """
+    if not x.dtype.is_floating_point:
+        raise RuntimeError(f"norm: a floating type is needed, not {x.dtype}")
+    if p not in ("fro", 1, 2, math.inf):
+        raise ValueError(f"norm: p is 1, 2 or inf, not {p!r}")
+    if p == 1:
+        return sum(unary.abs(x), dim, keepdim)
+    if p == math.inf:
+        return amax(unary.abs(x), () if dim is None else dim, keepdim)
+    a = x.array
+    axes = reduced_axes("norm", dim, a.ndim)
+    wide = a.astype(np.float32) if a.dtype == np.float16 else a
+    root = np.sqrt(_total(np.square(wide), axes, True))
+
+    def backward(g):
+        scale = np.where(root == 0, 0, g.reshape(root.shape) / root)
+        return ((a * scale).astype(a.dtype, copy=False),)
+    out = root.astype(a.dtype).reshape(_shape_without(axes, a.shape, keepdim))
+    return record(out, (x,), backward, (x,))
+
+
+@method()
+@quiet
+def logsumexp(x, dim, keepdim=False):
+    """log(sum of exp(x)) over `dim` (int or tuple), without overflow; -inf of nothing."""
+    a, dtype = floating(x.array), floating(x.array).dtype
+    axes = reduced_axes("logsumexp", dim, a.ndim)
+    wide = a.astype(np.float32) if dtype == np.float16 else a
+    largest = np.maximum.reduce(wide, axis=axes, keepdims=True, initial=-np.inf)
+    largest = np.where(np.isfinite(largest), largest, 0)
+    total = np.add.reduce(np.exp(wide - largest), axis=axes, keepdims=True)
+    out = np.log(total) + largest
+
+    def backward(g):
+        # The softmax of x: exp(x - out)
+        return ((g.reshape(out.shape) * np.exp(a - out)).astype(dtype, copy=False),)
+    result = out.astype(dtype).reshape(_shape_without(axes, a.shape, keepdim))
+    return record(result, (x,), backward, (x,))
+
+
+@method()
+@quiet
+def cumsum(x, dim):
+    """Sums of the elements up to each one along `dim` (int); integers and bools give int64."""
+    a = x.array
+    axis, shape = normal_dim(dim, a.ndim), a.shape
+    dtype = a.dtype if a.dtype.kind == "f" else np.int64
+    wide = np.float32 if dtype == np.float16 else dtype
+
+    def add_up(a):
+        return np.cumsum(a.reshape(shape or 1), axis, wide).astype(dtype, copy=False)
+
+    def backward(g):
+        return (np.flip(add_up(np.flip(g.reshape(shape or 1), axis)), axis).reshape(shape),)
+    return record(add_up(a).reshape(shape), (x,), backward)
+
+
+@method()
+@quiet
+def prod(x, dim=None, keepdim=False):
+    """Product along `dim` (int; None: of all elements); integers and bools give int64.
+
+    The product of nothing is 1. The gradient is right where elements are 0.
     """
     a = x.array
-    if dim is None:
-        if not a.size:
-            raise IndexError(f"argmax: no largest element in shape {a.shape}")
-        return Tensor(np.full((1,) * a.ndim if keepdim else (), a.argmax(), np.int64))
-    a, axis, shape = _along("argmax", a, dim, keepdim)
-    return Tensor(a.argmax(axis).astype(np.int64, copy=False).reshape(shape))
+    axis = None if dim is None else normal_dim(dim, a.ndim)
+    rows = a.reshape(1, -1) if dim is None or not a.ndim else np.moveaxis(a, axis, -1)
+    dtype = a.dtype if a.dtype.kind == "f" else np.int64
+    out = np.multiply.reduce(rows, axis=-1, dtype=dtype)
+    axes = range(a.ndim) if dim is None else (axis,)
+
+    def backward(g):
+        # Of each element the product of those before it times the product of those after it.
+        before, after = np.ones_like(rows), np.ones_like(rows)
+        np.cumprod(rows[..., :-1], -1, out=before[..., 1:])
+        np.cumprod(rows[..., :0:-1], -1, out=after[..., -2::-1])
+        before *= after
+        before *= g.reshape(out.shape)[..., None]
+        gx = before if dim is None or not a.ndim else np.moveaxis(before, -1, axis)
+        return (gx.reshape(a.shape),)
+    return record(out.reshape(_shape_without(axes, a.shape, keepdim)), (x,), backward, (x,))
+
+
+def _truth(name, x, dim, keepdim, ufunc):
+    """Bools, but uint8 of uint8, as in PyTorch."""
+    a = x.array
+    out = ufunc.reduce(a.astype(bool), axis=reduced_axes(name, dim, a.ndim), keepdims=keepdim)
+    return Tensor(np.asarray(out, np.uint8 if a.dtype == np.uint8 else bool))
+
+
+@method()
+def any(x, dim=None, keepdim=False):
+    """Whether an element over `dim` (int or tuple; None: all) is not 0; False of nothing."""
+    return _truth("any", x, dim, keepdim, np.logical_or)
+
+
+@method()
+def all(x, dim=None, keepdim=False):
+    """Whether no element over `dim` (int or tuple; None: all) is 0; True of nothing."""
+    return _truth("all", x, dim, keepdim, np.logical_and)

@@ -1,0 +1,130 @@
+"""Tensors from nothing: zeros, ranges, the identity. None of them is recorded.
+
+dtype: the default dtype if None, unless it says otherwise. requires_grad: makes the tensor a leaf.
+Sizes are given as numbers or as a tuple.
+"""
+
+import math
+from operator import index
+
+import numpy as np
+
+from .. import dtypes
+from ..context import current
+from ..tensor import Tensor, from_numpy, tensor
+from .base import quiet
+from .shape import to
+
+
+def sizes(name, args):
+    """A shape from (2, 3) and from ((2, 3),) alike. Raises ValueError for a negative size."""
+    shape = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    shape = tuple([index(n) for n in shape])
+    if any(n < 0 for n in shape):
+        raise ValueError(f"{name}: a size of shape {shape} is negative")
+    return shape
+
+
+def storage_of(dtype):
+    """The NumPy dtype of `dtype`; of the default dtype if None."""
+    return (current().default_dtype if dtype is None else dtypes.dtype(dtype)).storage
+
+
+def made(array, requires_grad):
+    """A new tensor of `array`, which is a leaf that requires grad or not."""
+    out = Tensor(array)
+    return out.requires_grad_() if requires_grad else out
+
+
+def zeros(*size, dtype=None, requires_grad=False):
+    """A tensor of zeros."""
+    return made(np.zeros(sizes("zeros", size), storage_of(dtype)), requires_grad)
+
+
+def ones(*size, dtype=None, requires_grad=False):
+    """A tensor of ones."""
+    return made(np.ones(sizes("ones", size), storage_of(dtype)), requires_grad)
+
+
+def empty(*size, dtype=None, requires_grad=False):
+    """A tensor of which nobody has set the elements."""
+    return made(np.empty(sizes("empty", size), storage_of(dtype)), requires_grad)
+
+
+def full(size, fill_value, dtype=None, requires_grad=False):
+    """A tensor of shape `size` (tuple), every element the number `fill_value`.
+
+    dtype: if None that of `tensor(fill_value)`: bool, int64 or the default dtype.
+    """
+    dtype = tensor(fill_value).dtype if dtype is None else dtype
+    return made(np.full(sizes("full", (size,)), fill_value, storage_of(dtype)), requires_grad)
+
+
+def _like(name, x, dtype):
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: a tensor is needed, not {type(x).__name__}")
+    return storage_of(x.dtype if dtype is None else dtype)
+
+
+def zeros_like(x, dtype=None, requires_grad=False):
+    """Zeros in the shape of x, and in its dtype if `dtype` is None."""
+    return made(np.zeros_like(x.array, _like("zeros_like", x, dtype)), requires_grad)
+
+
+def ones_like(x, dtype=None, requires_grad=False):
+    """Ones in the shape of x, and in its dtype if `dtype` is None."""
+    return made(np.ones_like(x.array, _like("ones_like", x, dtype)), requires_grad)
+
+
+def empty_like(x, dtype=None, requires_grad=False):
+    """A tensor like x of which nobody has set the elements."""
+    return made(np.empty_like(x.array, _like("empty_like", x, dtype)), requires_grad)
+
+
+def full_like(x, fill_value, dtype=None, requires_grad=False):
+    """`fill_value` in the shape of x, and in its dtype if `dtype` is None."""
+    return made(np.full_like(x.array, fill_value, _like("full_like", x, dtype)), requires_grad)
+
+
+def arange(start, end=None, step=1, dtype=None, requires_grad=False):
+    """start, start + step, ... below `end`: ceil((end - start) / step) numbers in one dim.
+
+    With one number it is `end`, and start is 0. dtype: if None int64 of ints, else the default
+    dtype. Raises ValueError for a step of 0 and for one that leads away from `end`.
+    """
+    if end is None:
+        start, end = 0, start
+    if dtype is None and all(isinstance(n, int) for n in (start, end, step)):
+        dtype = dtypes.int64
+    if not step or (end - start) / step < 0:
+        raise ValueError(f"arange: no step of {step} leads from {start} to {end}")
+    count = math.ceil((end - start) / step)
+    out = start + step * np.arange(count)
+    return made(out.astype(storage_of(dtype)), requires_grad)
+
+
+@quiet
+def linspace(start, end, steps, dtype=None, requires_grad=False):
+    """`steps` numbers in one dim, at equal distances from `start` to `end`, which is the last."""
+    if index(steps) < 0:
+        raise ValueError(f"linspace: steps must not be negative, not {steps}")
+    return made(np.linspace(start, end, steps).astype(storage_of(dtype)), requires_grad)
+
+
+def eye(n, m=None, dtype=None, requires_grad=False):
+    """The identity: a matrix (n, m), square if m is None, of ones on the diagonal, else zeros."""
+    shape = sizes("eye", (n, n if m is None else m))
+    return made(np.eye(*shape, dtype=storage_of(dtype)), requires_grad)
+
+
+def as_tensor(data, dtype=None):
+    """`data` as a tensor, without a copy where that can be.
+
+    A tensor comes back as it is, an array shares its memory with the result; with another dtype
+    both are converted. Anything else is copied, as by `tensor`.
+    """
+    if isinstance(data, np.ndarray):
+        data = from_numpy(data)
+    if isinstance(data, Tensor):
+        return data if dtype is None else to(data, dtype)
+    return tensor(data, dtype)
