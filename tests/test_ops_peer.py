@@ -175,13 +175,12 @@ def call(library, make, function, functional, arguments, dtype):
     return out.detach().numpy(), grads
 
 
-@pytest.mark.peer
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
-@pytest.mark.parametrize("name", SAME)
-def test_values_gradients_and_types_are_those_of_pytorch(name, dtype):
+def assert_same(case, functional, dtype):
+    """Values, gradients, shapes and types of `case`, a line of SAME, are those of PyTorch."""
     torch = pytest.importorskip("torch")
-    function, *arguments = SAME[name]
-    ours = call(mp, lambda a, grad: Tensor(a, requires_grad=grad), function, F, arguments, dtype)
+    function, *arguments = case
+    ours = call(mp, lambda a, grad: Tensor(a, requires_grad=grad), function, functional, arguments,
+                dtype)
     theirs = call(torch, lambda a, grad: torch.from_numpy(a).requires_grad_(grad), function,
                   torch.nn.functional, arguments, dtype)
     tolerance = {np.float16: 4e-3, np.float32: 3e-6, np.float64: 1e-14}[dtype]
@@ -190,6 +189,13 @@ def test_values_gradients_and_types_are_those_of_pytorch(name, dtype):
         if mine is not None:
             assert mine.dtype == yours.dtype and mine.shape == yours.shape
             np.testing.assert_allclose(mine, yours, tolerance, tolerance)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", SAME)
+def test_values_gradients_and_types_are_those_of_pytorch(name, dtype):
+    assert_same(SAME[name], F, dtype)
 
 
 INTEGERS = {

@@ -51,39 +51,47 @@ def empty(*size, dtype=None, requires_grad=False):
     return made(np.empty(sizes("empty", size), storage_of(dtype)), requires_grad)
 
 
+def _number(name, value):
+    if not isinstance(value, (bool, int, float, np.generic)):
+        raise TypeError(f"{name}: a number is needed to fill with, not {type(value).__name__}")
+    return value
+
+
 def full(size, fill_value, dtype=None, requires_grad=False):
     """A tensor of shape `size` (tuple), every element the number `fill_value`.
 
     dtype: if None that of `tensor(fill_value)`: bool, int64 or the default dtype.
     """
-    dtype = tensor(fill_value).dtype if dtype is None else dtype
+    dtype = tensor(_number("full", fill_value)).dtype if dtype is None else dtype
     return made(np.full(sizes("full", (size,)), fill_value, storage_of(dtype)), requires_grad)
 
 
-def _like(name, x, dtype):
+def like(name, x, dtype):
+    """(the array of x, the NumPy dtype of `dtype`; of x if None)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: a tensor is needed, not {type(x).__name__}")
-    return storage_of(x.dtype if dtype is None else dtype)
+    return x.array, storage_of(x.dtype if dtype is None else dtype)
 
 
 def zeros_like(x, dtype=None, requires_grad=False):
     """Zeros in the shape of x, and in its dtype if `dtype` is None."""
-    return made(np.zeros_like(x.array, _like("zeros_like", x, dtype)), requires_grad)
+    return made(np.zeros_like(*like("zeros_like", x, dtype)), requires_grad)
 
 
 def ones_like(x, dtype=None, requires_grad=False):
     """Ones in the shape of x, and in its dtype if `dtype` is None."""
-    return made(np.ones_like(x.array, _like("ones_like", x, dtype)), requires_grad)
+    return made(np.ones_like(*like("ones_like", x, dtype)), requires_grad)
 
 
 def empty_like(x, dtype=None, requires_grad=False):
     """A tensor like x of which nobody has set the elements."""
-    return made(np.empty_like(x.array, _like("empty_like", x, dtype)), requires_grad)
+    return made(np.empty_like(*like("empty_like", x, dtype)), requires_grad)
 
 
 def full_like(x, fill_value, dtype=None, requires_grad=False):
     """`fill_value` in the shape of x, and in its dtype if `dtype` is None."""
-    return made(np.full_like(x.array, fill_value, _like("full_like", x, dtype)), requires_grad)
+    array, storage = like("full_like", x, dtype)
+    return made(np.full_like(array, _number("full_like", fill_value), storage), requires_grad)
 
 
 def arange(start, end=None, step=1, dtype=None, requires_grad=False):

@@ -122,7 +122,7 @@ def pow(x, exponent):
     b, y = operand(exponent)
     want_x, want_y = wanted(x), wanted(y)
     a, b = promote(a, b)
-    out = _arithmetic("pow", a, b, lambda a, b: a ** b)  # not np.power: slower for squares
+    out = _arithmetic("pow", a, b, _power)
     result = out if want_y else None
 
     def backward(g):
@@ -138,6 +138,12 @@ def pow(x, exponent):
                 unbroadcast(gy, want_y) if want_y else None)
     saved = [t for t in (x, y) if t is not None]
     return record(out, (x, y), backward, saved, saves_output=want_y is not None)
+
+
+def _power(a, b):
+    if b.__class__ is int and a.dtype.kind == "b":
+        a = a.astype(np.int64)  # NumPy squares bools to int8
+    return a ** b  # np.power is slower for squares
 
 
 @method("__rpow__")

@@ -10,7 +10,7 @@ import numpy as np
 from .. import dtypes
 from ..context import current
 from .base import method
-from .creation import made, sizes, storage_of
+from .creation import like, made, sizes, storage_of
 
 
 def _source(name, generator):
@@ -54,12 +54,14 @@ def randn(*size, generator=None, dtype=None, requires_grad=False):
 
 def rand_like(x, dtype=None, requires_grad=False):
     """`rand` in the shape of x, and in its dtype if `dtype` is None."""
-    return made(_uniform("rand_like", x.shape, dtype or x.dtype, None), requires_grad)
+    array, storage = like("rand_like", x, dtype)
+    return made(_uniform("rand_like", array.shape, storage, None), requires_grad)
 
 
 def randn_like(x, dtype=None, requires_grad=False):
     """`randn` in the shape of x, and in its dtype if `dtype` is None."""
-    return made(_normal("randn_like", x.shape, dtype or x.dtype, None), requires_grad)
+    array, storage = like("randn_like", x, dtype)
+    return made(_normal("randn_like", array.shape, storage, None), requires_grad)
 
 
 def randint(low=0, high=None, size=None, *, generator=None, dtype=dtypes.int64,
