@@ -193,7 +193,8 @@ def argsort(x, dim=-1, descending=False, *, stable=False):
 def topk(x, k, dim=-1, largest=True, sorted=True):
     """(values, indices) of the k largest, or smallest, elements along `dim`, the best first.
 
-    They are in order with sorted=False too. Raises RuntimeError unless 0 <= k <= the size of the
+    They are in order with sorted=False too. Of equal elements of which not all are among the k any
+    may be. Raises RuntimeError unless 0 <= k <= the size of the
     dim, and for bools.
     """
     _no_bools("topk", x)
