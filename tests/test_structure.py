@@ -15,7 +15,7 @@ LAYERS = [
     {"nn", "optim", "models"},
     {"comm"},
     {"data", "checkpoint"},
-    {"parallel"},
+    {"parallel", "trace"},
     {"options", "build", "interrupt", "report", "train", "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks"}
