@@ -6,6 +6,7 @@ for computation and waits, `flight` for messages. An event is one tuple appended
 ends, so an exception closes what it leaves, and nothing half-recorded is ever seen.
 """
 
+import math
 import time
 
 from ..context import current
@@ -102,7 +103,7 @@ class Recorder:
         sends, bytes_sent, receives, bytes_received: of completed messages.
         """
         seconds = dict.fromkeys(("forward", "backward", "optimizer", "wait"), 0)
-        outer, until = None, -1
+        outer, until = None, -math.inf
         for category, _, begin, end, _ in sorted(self.spans, key=lambda s: (s[2], -s[3])):
             if category == "wait":
                 seconds["wait"] += end - begin
