@@ -429,6 +429,22 @@ def test_messages_that_overlap_get_rows_of_their_own_and_no_more_than_they_need(
     assert len(bars) == max(sum(m[-2] <= t < m[-1] for m in messages) for t in range(120))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_spans_that_overlap_in_part_are_kept_apart_so_that_each_row_nests(seed):
+    draw = random.Random(seed)
+    spans = []
+    for _ in range(40):
+        begin = draw.randrange(50)
+        spans.append(("user", "x", begin, begin + draw.randrange(20), ()))
+    record = {"rank": 0, "samples": [], "spans": spans, "messages": [], "runs": []}
+    bars = rows(chrome_events([record]))
+    for row in bars.values():
+        assert_nested(row)
+    origin = min(begin for _, _, begin, *_ in spans)
+    assert sorted((b, e) for row in bars.values() for b, e, _ in row) == sorted(
+        (begin - origin, end - origin) for _, _, begin, end, _ in spans)
+
+
 def test_a_send_without_its_receive_gets_no_arrow():
     message = True, 1, 8, 0, 0, "", 0, 0, 5, 6
     events = list(chrome_events([{"rank": 0, "samples": [], "spans": [], "messages": [message],
