@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import sys
 import time
 from importlib import import_module
@@ -10,9 +11,9 @@ from importlib import import_module
 import pytest
 
 from launch import ROOT, python
-from minipar import cli, doctor
+from minipar import cli, doctor, launch
 from minipar.doctor import Machine, examine
-from minipar.doctor.hardware import cpu_quota
+from minipar.doctor.hardware import compiler, cpu_quota
 from minipar.doctor.mpi import family, fit
 
 MPICH = "MPICH Version:      4.3.2\nMPICH Release date: today\n\x00"
@@ -193,6 +194,20 @@ def test_a_gpu_and_a_compiler_are_named_as_their_programs_do():
     assert by_name["GPU"].value.count("NVIDIA A1, 550.1, 1024 MiB") == 2
     assert by_name["CuPy"].value == "cupy-cuda12x 13.6"
     assert by_name["C++ compiler"].value == "/usr/bin/g++ (g++ (GCC) 14.1)"
+
+
+def test_the_compiler_is_the_one_that_builds_the_kernels(monkeypatch):
+    machine = Fake(programs={"/usr/bin/clang++": "clang 18\n", "/env/bin/mine": "mine 1\n"})
+    assert found(machine)["C++ compiler"].value == "/usr/bin/clang++ (clang 18)"
+    machine.environ = {"CXX": "mine -m64"}
+    assert found(machine)["C++ compiler"].value == "/env/bin/mine (mine 1)"
+    for environ in ({}, {"CXX": sys.executable}, {"CXX": "no such compiler"}):
+        monkeypatch.delenv("CXX", raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        used = launch.compiler()
+        value = next(compiler(Machine())).value
+        assert value.startswith(f"{shutil.which(used[0])} (" if used else "none")
 
 
 def test_a_probe_that_fails_says_unknown_and_why_and_the_others_go_on():

@@ -85,13 +85,15 @@ def shared_memory(machine):
 
 
 def compiler(machine):
-    for name in ("c++", "g++", "clang++", "cl"):
+    """The one that builds the kernels: `launch.compiler` looks in the same order."""
+    for name in (*machine.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++"):
         path = machine.which(name)
         if path is not None:
-            text = machine.run(path) if name == "cl" else machine.run(path, "--version")
+            text = machine.run(path, "--version")
             yield Finding("C++ compiler", f"{path} ({(text.strip().splitlines() or ['?'])[0]})")
             return
-    yield Finding("C++ compiler", "none", "not needed: everything runs on NumPy")
+    yield Finding("C++ compiler", "none", "kernels run as their NumPy reference; to compile them: "
+                  "apt install g++, xcode-select --install, or your system's way")
 
 
 def gpu(machine):
