@@ -1,26 +1,35 @@
 """`minipar COMMAND ...`, the same as `python -m minipar COMMAND ...`."""
 
 import sys
+from importlib import import_module
 
-_USAGE = """usage: minipar COMMAND [options]
+from . import __version__
 
-commands:
-  train    train a model: minipar train --help
-  version  print the version"""
+# {command: (module, whose main(argv) returns the exit status; what it does)}
+COMMANDS = {
+    "train": ("train", "train a model: minipar train --help"),
+    "doctor": ("doctor", "what this machine has, and what is missing"),
+    "version": ("cli", "print the version"),
+}
+
+
+def usage():
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {words}" for name, (_, words) in COMMANDS.items()]
+    return "\n".join(["usage: minipar COMMAND [options]", "", "commands:", *lines])
 
 
 def main(argv=None):
     """Run a command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(_USAGE)
+        print(usage())
         return 0
-    if argv[0] == "train":
-        from .train import main as train
-        return train(argv[1:])
-    if argv[0] == "version":
-        from . import __version__
+    if argv[0] in ("version", "--version"):
         print(__version__)
         return 0
-    print(f"minipar: error: no command {argv[0]!r}: there are train, version", file=sys.stderr)
-    return 2
+    if argv[0] not in COMMANDS:
+        print(f"minipar: error: no command {argv[0]!r}: there are {', '.join(COMMANDS)}",
+              file=sys.stderr)
+        return 2
+    return import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])

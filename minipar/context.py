@@ -1,4 +1,4 @@
-"""What one rank owns while it runs: grad mode, default type, random state, batch position.
+"""What one rank owns while it runs: grad mode, default type, random state, position, recorder.
 
 Nothing here is global. A context belongs to one thread, because a rank may be a thread; whoever
 starts a rank makes its context (`use`), and a helper thread of a rank enters a copy of it. Python
@@ -8,6 +8,7 @@ does not hand context variables to new threads, hence a thread-local of our own.
 import os
 import threading
 from contextlib import contextmanager
+from functools import wraps
 
 from . import dtypes, random
 
@@ -41,7 +42,7 @@ class Context:
     """The execution context of one rank. Attributes are read and set directly."""
 
     __slots__ = ("grad_enabled", "default_dtype", "seed", "_generator", "kernels", "batch",
-                 "order", "after_backward", "backward_depth", "orphans")
+                 "order", "after_backward", "backward_depth", "orphans", "recorder")
 
     def __init__(self, seed=0, default_dtype=dtypes.float32):
         self.grad_enabled = True
@@ -54,6 +55,7 @@ class Context:
         self.after_backward = []  # one-shot callables, run when the outermost backward() ends
         self.backward_depth = 0
         self.orphans = 0  # parameters materialised before they had a qualified name
+        self.recorder = None  # of `trace`, while it records; code below it asks only this
 
     @property
     def generator(self):
@@ -154,6 +156,20 @@ def batch_position(step=0, start=0):
         yield context.batch
     finally:
         context.batch = previous
+
+
+def recorded(category):
+    """Decorator: while the rank records, each call is a span of `category`, named so too."""
+    def decorate(function):
+        @wraps(function)
+        def wrapped(*args, **kwargs):
+            recorder = current().recorder
+            if recorder is None:
+                return function(*args, **kwargs)
+            with recorder.span(category, category):
+                return function(*args, **kwargs)
+        return wrapped
+    return decorate
 
 
 def manual_seed(seed):

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from .context import recorded
 from .nn.flat import flatten
 from .nn.parameter import Parameter
 from .tensor import Tensor
@@ -80,6 +81,7 @@ class Optimizer:
             for k, s in enumerate(self._state[id(flat)]):
                 s[a:b] = state[f"{names[id(p)]}.{k}"].reshape(-1)
 
+    @recorded("optimizer")
     @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
     def step(self, *, scale=1.0, max_norm=None):
         """Update every parameter that has a gradient.

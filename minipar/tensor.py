@@ -14,7 +14,7 @@ from operator import attrgetter
 import numpy as np
 
 from . import dtypes
-from .context import current
+from .context import current, recorded
 from .sinks import Deferred, Sink
 
 
@@ -239,6 +239,7 @@ def record(array, inputs, backward, saved=(), view_of=None, saves_output=False):
     return out
 
 
+@recorded("backward")
 @np.errstate(all="ignore")  # Inf and NaN pass as in PyTorch, without a RuntimeWarning
 def backward(tensors, gradients=None, retain_graph=False, postponed=None):
     """Run backward from `tensors`, adding to the sinks of all leaves they depend on.
@@ -260,8 +261,9 @@ def backward(tensors, gradients=None, retain_graph=False, postponed=None):
         for sink, gradient in leaves:
             _deposit(sink, gradient, pending)
         nodes.sort(key=attrgetter("order"), reverse=True)
+        step = _step if context.recorder is None else context.recorder.each_node(_step)
         for node in nodes:
-            _step(node, pending, retain_graph, postponed)
+            step(node, pending, retain_graph, postponed)
         if context.backward_depth == 1:
             callbacks, context.after_backward = context.after_backward, []
             for callback in callbacks:

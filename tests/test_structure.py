@@ -15,8 +15,8 @@ LAYERS = [
     {"nn", "optim", "models"},
     {"comm"},
     {"data", "checkpoint"},
-    {"parallel"},
-    {"options", "build", "interrupt", "report", "train", "cli", "__main__"},
+    {"parallel", "trace"},
+    {"options", "build", "interrupt", "report", "train", "doctor", "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks"}
 
@@ -73,8 +73,16 @@ def test_layers_that_are_rank_blind_do_not_know_communication():
             assert not {t for t, _ in imports_of(path)} & {"comm", "parallel"}, path
 
 
+def test_the_trace_stands_at_the_side_and_only_commands_know_it():
+    for path in files():
+        module = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if module not in {"trace", "__init__"} | LAYERS[-1]:
+            assert "trace" not in {target for target, _ in imports_of(path)}, path
+
+
 def test_importing_minipar_imports_no_mpi_no_cupy_and_no_compiler():
     code = ("import sys, minipar, minipar.nn, minipar.optim, minipar.comm, minipar.parallel\n"
+            "import minipar.trace\n"
             "bad = {'mpi4py', 'mpi4py.MPI', 'cupy', 'tqdm', 'threadpoolctl', 'setuptools'}\n"
             "print(sorted(bad & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 
+from ..context import current
 from ..tensor import Tensor
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
@@ -34,12 +35,20 @@ class Work:
 
 
 class _Single:
-    """One message with the interface of a plan."""
+    """One message with the interface of a plan.
 
-    def __init__(self, message, peer, transport, engine):
-        self._messages, self._transport, self._engine = [message], transport, engine
-        self._peer = peer
-        self.done = False
+    traffic: (whether it is a send, peer, bytes, tag).
+    """
+
+    def __init__(self, array, traffic, transport, engine):
+        self._sends, self._peer, _, tag = traffic
+        make = transport.send_init if self._sends else transport.recv_init
+        self._messages, self._transport, self._engine = (
+            [make(array, self._peer, tag)], transport, engine)
+        self.done, recorder = False, current().recorder
+        self._flight = recorder and recorder.flight(transport)
+        if self._flight is not None:
+            self._flight.departs([traffic])
         engine.add(self)
         transport.start(self._messages)
 
@@ -47,10 +56,16 @@ class _Single:
         if not self.done and self._transport.test(self._messages):
             self.done = True
             self._engine.remove(self)
+            if self._flight is not None:
+                self._flight.landed()
         return self.done
 
     def wait(self):
         self._engine.wait(self)
+
+    @property
+    def name(self):
+        return f"{'send to' if self._sends else 'receive from'} rank {self._peer}"
 
     def waits_for(self):
         return 0, (self._transport.in_world(self._peer),)
@@ -117,7 +132,8 @@ class Communicator:
             raise ValueError(f"root {root} is not one of {self.size} ranks")
         program = select(kind, self.size, array.nbytes, algorithm)
         plan = Plan(program.rounds(self.rank, self.size, array.size, root), array.reshape(-1),
-                    self.transport, self.engine, op, slot * CHANNELS, CHANNELS)
+                    self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
+                    f"{kind} {program.name}")
         self._held.append(plan)
         return plan
 
@@ -227,14 +243,14 @@ class Communicator:
 
     # Messages
 
-    def _message(self, make, array, peer, tag, finish=None):
+    def _message(self, sends, array, peer, tag, finish=None):
         if not 0 <= peer < self.size or peer == self.rank:
             raise ValueError(f"rank {self.rank} of {self.size} has no peer {peer}")
         limit = self.transport.max_tag - self._message_tags
         if not 0 <= tag < limit:
             raise ValueError(f"tag {tag} is not in [0, {limit})")
-        message = make(array, peer, self._message_tags + tag)
-        single = _Single(message, peer, self.transport, self.engine)
+        traffic = sends, peer, array.nbytes, self._message_tags + tag
+        single = _Single(array, traffic, self.transport, self.engine)
         self._held.append(single)
 
         def done():
@@ -246,14 +262,14 @@ class Communicator:
     def isend(self, array, dest, tag=0):
         """Start sending `array` to rank `dest`; it must not change until the Work is done."""
         source = array.array if isinstance(array, Tensor) else np.asarray(array)
-        return self._message(self.transport.send_init, np.ascontiguousarray(source), dest, tag)
+        return self._message(True, np.ascontiguousarray(source), dest, tag)
 
     def irecv(self, array, source, tag=0):
         """Start receiving from rank `source` into `array` (same number of bytes as sent)."""
         target = _array(array)
         buffer = target if target.flags.c_contiguous else np.empty_like(target, order="C")
         finish = None if buffer is target else lambda: np.copyto(target, buffer)
-        return self._message(self.transport.recv_init, buffer, source, tag, finish)
+        return self._message(False, buffer, source, tag, finish)
 
     def send(self, array, dest, tag=0):
         """Send `array` to rank `dest`."""

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+from ..context import current
 from .transport.base import RankFailed
 
 OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -21,19 +22,20 @@ class Plan:
     rounds:    the program's rounds for this rank, as traced by `Program.rounds`.
     array:     contiguous, 1-D; changed in place by every run.
     tag, span: messages of channel c travel under tag + c % span.
+    name:      what a person calls it, in records and errors.
     """
 
-    def __init__(self, rounds, array, transport, engine, op="sum", tag=0, span=1):
+    def __init__(self, rounds, array, transport, engine, op="sum", tag=0, span=1, name="plan"):
         self._transport, self._engine, self._op = transport, engine, OPS[op]
         self._tag, self._span, self._array = tag, span, array
         scratch = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in rounds), default=0)
         self._scratch = np.empty(scratch, array.dtype)
-        self._rounds = [self._bind(ops) for ops in rounds]
+        self._ops, self._rounds = rounds, [self._bind(ops) for ops in rounds]
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
         self._after, self._peers = (), ()
-        self.done = True
+        self.done, self.name = True, name
 
     def _bind(self, ops):
         """(messages, local work before, local work after, peers) of a round."""
@@ -62,7 +64,8 @@ class Plan:
         """Start a run; the buffer belongs to the plan until it is done."""
         if not self.done:
             raise RuntimeError("a plan is started while it is in flight")
-        self.done, self._next = False, 0
+        self.done, self._next, recorder = False, 0, current().recorder
+        self._flight = recorder and recorder.flight(self._transport, self.name, self._array.nbytes)
         self._engine.add(self)
         self._advance()
 
@@ -78,22 +81,35 @@ class Plan:
 
     def _advance(self):
         """Finish the round in flight and start the following, as long as they complete."""
+        flight = self._flight
         while True:
+            if flight is not None:
+                flight.landed()
             for function, view, landing in self._after:
                 function(view, landing, out=view)
             if self._next == self._last:
                 self._pending = self._after = ()
                 self.done = True
                 self._engine.remove(self)
+                if flight is not None:
+                    flight.done()
                 return
             self._pending, before, self._after, self._peers = self._rounds[self._next]
             self._next += 1
             for function, view, source in before:
                 view[...] = source if function is None else function(view, source)
             if self._pending:
+                if flight is not None:
+                    flight.departs(self._traffic(self._next - 1))
                 self._transport.start(self._pending)
                 if not self._transport.test(self._pending):
                     return
+
+    def _traffic(self, number):
+        """(whether it is a send, peer, bytes, tag) of each message of a round."""
+        return [(op.kind == "send", op.peer, len(op.chunk) * self._array.itemsize,
+                 self._tag + op.channel % self._span)
+                for op in self._ops[number] if op.source is None]
 
     def waits_for(self):
         """(a mark that changes with progress, the peers of the messages in flight)."""
@@ -113,6 +129,11 @@ class Engine:
         self._transport, self._active = transport, []
         self.waited = 0.0  # seconds spent in wait(), for whoever reports communication time
 
+    @property
+    def idle(self):
+        """Whether nothing is in flight."""
+        return not self._active
+
     def add(self, plan):
         self._active.append(plan)
 
@@ -128,6 +149,14 @@ class Engine:
         """Wait until `work.test()` is true. Raises RankFailed if a peer is gone for good."""
         if work.test():
             return
+        recorder = current().recorder
+        if recorder is None:
+            self._wait(work)
+        else:
+            with recorder.span("wait", work.name, work.waits_for()[1]):
+                self._wait(work)
+
+    def _wait(self, work):
         begin = time.perf_counter()
         turn, checked, suspect = 0, 0.2, None
         try:

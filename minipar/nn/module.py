@@ -5,7 +5,7 @@ import weakref
 
 import numpy as np
 
-from ..context import no_grad
+from ..context import current, no_grad
 from ..tensor import Tensor
 from .parameter import Parameter
 
@@ -27,7 +27,11 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward()")
 
     def __call__(self, *args, **kwargs):
-        return self.forward(*args, **kwargs)
+        recorder = current().recorder
+        if recorder is None:
+            return self.forward(*args, **kwargs)
+        with recorder.call(self):
+            return self.forward(*args, **kwargs)
 
     def __setattr__(self, name, value):
         if "_modules" not in self.__dict__:

@@ -20,6 +20,7 @@ class Transport:
     size = 1
     max_tag = 2**20
     members = None  # of a subgroup: its ranks, as numbered in the world
+    label = ()  # of a subgroup: tells it from others, and is equal on all of its ranks
 
     def send_init(self, array, peer, tag):
         """A message that sends the contiguous `array` to `peer`, each time it is started."""

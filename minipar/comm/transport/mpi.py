@@ -18,13 +18,13 @@ _NOTHING = np.empty(0, np.uint8)
 class Mpi(Transport):
     """An endpoint on an MPI communicator of its own, so that no tag meets the user's."""
 
-    def __init__(self, comm, members=None):
+    def __init__(self, comm, members=None, label=()):
         self.comm = comm.Dup()
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         upper = comm.Get_attr(MPI.TAG_UB)
         self.max_tag = min(2**24, 32767 if upper is None else upper) - 1
         self._goodbye = self.max_tag + 1
-        self._gone, self.members = set(), members
+        self._gone, self.members, self.label = set(), members, label
 
     def send_init(self, array, peer, tag):
         return self.comm.Send_init([_bytes(array), MPI.BYTE], peer, tag)
@@ -45,7 +45,7 @@ class Mpi(Transport):
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
         comm = self.comm.Create_group(group, tag=0)
-        transport = Mpi(comm, [self.in_world(m) for m in members])
+        transport = Mpi(comm, [self.in_world(m) for m in members], (*self.label, label))
         comm.Free()
         return transport
 
