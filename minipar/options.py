@@ -95,6 +95,8 @@ def parser():
     add("--algorithm", default="ring", help="all-reduce: " + ", ".join(ALGORITHMS["all_reduce"]))
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--metrics", metavar="FILE.jsonl", help="write one JSON object a line")
+    add("--trace", metavar="FILE", help="record every message, forward, backward and wait of "
+        "all ranks, for Perfetto or chrome://tracing")
     add("--quiet", action="store_true", help="print nothing but errors")
     return p
 

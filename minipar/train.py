@@ -20,7 +20,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from . import data as datasets
-from . import dtypes
+from . import dtypes, trace
 from .build import build_model, build_optimizer, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
 from .comm import world
@@ -124,6 +124,8 @@ class Job:
             module = build_model(o, self.data)
             self.total = o.steps or o.epochs * len(self.sampler)
             self.first_step, optimizer_state = self._start_from(module)
+            if o.trace:
+                trace.check_path(o.trace)
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
@@ -194,9 +196,12 @@ class Job:
                         f"{o.algorithm} all-reduce"
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
-            if not self._train():
-                return None
-            return self._finish()
+            if not o.trace:
+                return self._finish() if self._train() else None
+            with trace.record(comm) as recorder:
+                done = self._train()
+            trace.write_chrome(o.trace, comm, recorder)
+            return self._finish() if done else None
         finally:
             self.report.close()
 
