@@ -101,12 +101,12 @@ def setitem(x, index, value):
     region, arrays = resolve(x.array.shape, index)
     value, source = operand(value)
     _change(x, source)
-    target, value = x.array[region], np.asarray(value)
-    while value.ndim and value.shape[0] == 1:
+    target = x.array[region]
+    while np.ndim(value) and value.shape[0] == 1:
         value = value[0]  # as in PyTorch: a value may have dims of size 1 in front
     try:
         target[... if arrays is None else arrays] = value
     except (ValueError, TypeError):
         shape = target.shape if arrays is None else target[arrays].shape
-        raise ValueError(f"a value of shape {value.shape} cannot be broadcast to the {shape} "
+        raise ValueError(f"a value of shape {np.shape(value)} cannot be broadcast to the {shape} "
                          f"that the index takes of {x.shape}") from None

@@ -16,7 +16,7 @@ def _common_type(arrays):
     dtype = arrays[0].dtype
     for a in arrays[1:]:
         if a.dtype != dtype:
-            dtype = promote(np.empty(1, dtype), np.empty(1, a.dtype))[0].dtype
+            dtype = promote(np.zeros(1, dtype), np.zeros(1, a.dtype))[0].dtype
     return dtype
 
 

@@ -13,7 +13,8 @@ def masked_fill(x, mask, value):
 
     mask: bool, broadcast together with x. value: a number or a 0-d tensor, which takes the sum of
     the gradient where the mask is True. Raises TypeError for a mask of another type, ValueError
-    for shapes that cannot be broadcast and for a value of more dims.
+    for shapes that cannot be broadcast, and for a value of more dims or out of an integer type's
+    range.
     """
     m, number, value = fill_operands("masked_fill", x, mask, value)
     a = x.array
@@ -39,6 +40,9 @@ def fill_operands(name, x, mask, value):
     if np.ndim(number):
         raise ValueError(f"{name}: the value is a number or a 0-d tensor, not of shape "
                          f"{np.shape(number)}")
+    dtype = x.array.dtype
+    if dtype.kind in "iu" and not np.iinfo(dtype).min <= number <= np.iinfo(dtype).max:
+        raise ValueError(f"{name}: {number} does not fit into {dtype}")
     return mask.array, number, value
 
 

@@ -189,7 +189,8 @@ def broadcast_to(x, *size):
                              f"in dim {d}")
     like = Like(a.shape, a.dtype)
     # NumPy's result is not writeable, which is right where elements share a place, and only there.
-    out = a[(None,) * added] if math.prod(size) == a.size else np.broadcast_to(a, size)
+    same = tuple(size) == (1,) * added + a.shape
+    out = a[(None,) * added] if same else np.broadcast_to(a, size)
     return record(out, (x,), lambda g: (unbroadcast(g, like),), view_of=x)
 
 
