@@ -102,7 +102,7 @@ def _sizes(equation, terms, shapes):
                 raise ValueError(f"einsum {equation!r}: {name} {label} is {old} in operand {where} of "
                                  f"shape {shapes[where]}, but {n} in operand {i} of shape {shape}")
             own[label] = n
-            if old == 1:
+            if found.get(label, (1, i))[0] == 1:
                 found[label] = n, i
     return {label: n for label, (n, _) in found.items()}
 
