@@ -87,8 +87,8 @@ SAME = {
     "unbind": (lambda t, f, x: x.unbind()[1] * x.unbind()[0], A),
     "unbind 1": (lambda t, f, x: t.stack(t.unbind(x, 1)[::-1]), A),
     "unbind (0, 3) 1": (lambda t, f, x: x.unbind(1)[2], NONE),
-    "repeat": (lambda t, f, x: x.repeat(2, 3), A), "repeat tuple": (lambda t, f, x: x.repeat((1, 2)),
-                                                                    A),
+    "repeat": (lambda t, f, x: x.repeat(2, 3), A),
+    "repeat tuple": (lambda t, f, x: x.repeat((1, 2)), A),
     "repeat new dims": (lambda t, f, x: x.repeat(2, 1, 3), A),
     "repeat 0": (lambda t, f, x: x.repeat(0, 2), A),
     "repeat 0-d": (lambda t, f, x: x.repeat(3), SCALAR),
@@ -101,7 +101,8 @@ SAME = {
     "roll": (lambda t, f, x: x.roll(5), A), "roll 1": (lambda t, f, x: t.roll(x, -1, 1), A),
     "roll two": (lambda t, f, x: x.roll((1, 2), (0, 1)), A),
     "roll one dim twice": (lambda t, f, x: x.roll((1, 1), (0, 0)), A),
-    "roll tuple": (lambda t, f, x: x.roll((1,)), A), "roll 0-d": (lambda t, f, x: x.roll(1), SCALAR),
+    "roll tuple": (lambda t, f, x: x.roll((1,)), A),
+    "roll 0-d": (lambda t, f, x: x.roll(1), SCALAR),
     "roll empty": (lambda t, f, x: x.roll(1, 0), NONE),
     "pad": (lambda t, f, x: f.pad(x, (1, 2)), A),
     "pad value": (lambda t, f, x: f.pad(x, [1, 0, 0, 2], value=1.5), A),
@@ -355,7 +356,8 @@ def test_a_tensor_of_one_integer_stands_where_python_wants_an_index():
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["stack", "repeat", "flip 0", "roll", "pad value", "tril",
-                                  "masked_fill row", "gather", "index_select", "cat of (0,)", "expand"])
+                                  "masked_fill row", "gather", "index_select", "cat of (0,)",
+                                  "expand"])
 @pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "bool"])
 def test_integers_and_bools_keep_their_type(name, dtype):
     torch = pytest.importorskip("torch")
@@ -381,7 +383,8 @@ REFUSED = {  # name: (function of (library, functional, x of (3, 4)), what our m
     "movedim twice": (lambda t, f, x: x.movedim((0, 0), (0, 1)), "none twice"),
     "movedim count": (lambda t, f, x: x.movedim((0, 1), 0), "movedim"),
     "movedim dim": (lambda t, f, x: x.movedim(0, 2), "dim 2"),
-    "t": (lambda t, f, x: x[None].t(), "more than 2 dims"), "mT": (lambda t, f, x: x[0].mT, "2 dims"),
+    "t": (lambda t, f, x: x[None].t(), "more than 2 dims"),
+    "mT": (lambda t, f, x: x[0].mT, "2 dims"),
     "stack nothing": (lambda t, f, x: t.stack([]), "no tensors"),
     "stack shapes": (lambda t, f, x: t.stack([x, x[:2]]), r"\(3, 4\) and \(2, 4\)"),
     "stack dim": (lambda t, f, x: t.stack([x], 3), "dim 3"),
@@ -414,8 +417,10 @@ REFUSED = {  # name: (function of (library, functional, x of (3, 4)), what our m
     "gather size": (lambda t, f, x: x.gather(0, t.tensor([[0] * 5])), "5 > 4 in dim 1"),
     "gather type": (lambda t, f, x: x.gather(0, x), "int32 or int64, not minipar.float64"),
     "take_along_dim": (lambda t, f, x: t.take_along_dim(x, t.tensor([[0], [1]]), 1), "broadcast"),
-    "take_along_dim dims": (lambda t, f, x: t.take_along_dim(x, t.tensor([0]), 1), "number of dims"),
-    "masked_fill range": (lambda t, f, x: x.to(t.uint8).masked_fill(x > 0, 256), "256 does not fit"),
+    "take_along_dim dims": (lambda t, f, x: t.take_along_dim(x, t.tensor([0]), 1),
+        "number of dims"),
+    "masked_fill range": (lambda t, f, x: x.to(t.uint8).masked_fill(x > 0, 256),
+        "256 does not fit"),
     "index_select -1": (lambda t, f, x: x.index_select(0, t.tensor([-1])), "index -1 is not"),
     "index_select 4": (lambda t, f, x: x.index_select(1, t.tensor([4])), "0 to 3"),
     "index_select 2-d": (lambda t, f, x: x.index_select(0, t.tensor([[1]])), r"\(1, 1\)"),

@@ -99,8 +99,9 @@ def _sizes(equation, terms, shapes):
             old, where = (own[label], i) if label in own else found.get(label, (1, i))
             if n != old and (label in own or 1 not in (n, old)):
                 name = "index" if isinstance(label, str) else "the ellipsis' dim"
-                raise ValueError(f"einsum {equation!r}: {name} {label} is {old} in operand {where} of "
-                                 f"shape {shapes[where]}, but {n} in operand {i} of shape {shape}")
+                raise ValueError(f"einsum {equation!r}: {name} {label} is {old} in operand {where} "
+                                 f"of shape {shapes[where]}, but {n} in operand {i} of shape "
+                                 f"{shape}")
             own[label] = n
             if found.get(label, (1, i))[0] == 1:
                 found[label] = n, i

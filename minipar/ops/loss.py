@@ -96,7 +96,8 @@ def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="m
     if dtype == np.float16:
         x, y = x.astype(np.float32), y.astype(np.float32)
     small = np.exp(-np.abs(x))
-    log_s = np.minimum(x, 0) - np.log1p(small)
+    tail = np.log1p(small)
+    log_s = np.minimum(x, 0) - tail
     factor = 1 if pos is None else 1 + (pos - 1) * y  # of log(s): pos_weight target + (1 - target)
     losses = np.asarray((1 - y) * x - factor * log_s)
     out = _reduced(losses if w is None else losses * w, reduction)
@@ -111,7 +112,8 @@ def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="m
             above = np.where(x > 0, small, 1) / (1 + small)
             gx = unbroadcast(np.broadcast_to(g * ((1 - y) - factor * above), x.shape), want_input)
         if want_target:
-            gy = -x if pos is None else -x - (pos - 1) * log_s
+            # log(1 - s) - pos_weight log(s)
+            gy = -x if pos is None else np.minimum(-x, 0) - tail - pos * log_s
             gy = unbroadcast(np.broadcast_to(g * gy, x.shape), want_target)
         return gx, gy
     return record(np.asarray(out).astype(dtype, copy=False), (input, target), backward,
