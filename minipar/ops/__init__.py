@@ -7,17 +7,17 @@ from . import compare, inplace  # noqa: F401  (methods only)
 from .attention import scaled_dot_product_attention  # noqa: F401  (of nn.functional, as below)
 from .conv import conv2d  # noqa: F401
 from .dropout import dropout  # noqa: F401
+from .einsum import einsum
 from .elementwise import add, div, exp, gelu, log, mul, neg, pow, relu, sqrt, sub, tanh
 from .embedding import embedding  # noqa: F401
-from .einsum import einsum
 from .indexing import gather, index_select, take_along_dim
 from .joining import cat, chunk, split, stack, unbind
 from .masking import masked_fill, tril, triu
 from .matmul import bmm, linear, matmul, mm
 from .norm import layer_norm  # noqa: F401
 from .pool import max_pool2d  # noqa: F401
-from .reduce import argmax, max, mean, sum
 from .rearrange import flip, roll
+from .reduce import argmax, max, mean, sum
 from .shape import (broadcast_to, flatten, movedim, permute, reshape, squeeze, t, transpose,
                     unsqueeze)
 from .softmax import log_softmax, softmax

@@ -119,7 +119,7 @@ def movedim(x, source, destination):
     order = [d for d in range(ndim) if d not in moved]
     for place, d in sorted(zip(places, moved)):
         order.insert(place, d)
-    return permute(x, order[:ndim])
+    return permute(x, order)
 
 
 @method()
