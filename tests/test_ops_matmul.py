@@ -84,6 +84,16 @@ def test_nan_and_infinity_pass_through_a_product_as_in_pytorch(values):
         np.testing.assert_allclose(mine.array, yours.numpy(), 1e-13)
 
 
+@pytest.mark.parametrize("array", [
+    np.full((3, 3), 6e4, np.float16), np.full((2, 2), 1e308), np.full((40, 40), 3e38, np.float32),
+    np.array([[np.inf, 0], [0, -np.inf]])], ids=lambda a: a.dtype.name)
+def test_overflow_in_a_product_is_infinity_or_nan_without_a_warning(array):
+    x = Tensor(array)
+    for out in (x @ x, x @ x[None], x @ x[0], mp.linear(x, x), mp.einsum("ij,jk->ik", x, x),
+                mp.einsum("ij,ij->ij", x, x), mp.einsum("ij->", x)):
+        assert not np.isfinite(out.array).all()
+
+
 def test_the_weight_gradient_of_a_product_can_be_postponed_and_goes_straight_into_the_sink():
     x, w = Tensor(normal((2, 5, 3))), Tensor(normal((3, 4)), requires_grad=True)
     out, later = x @ w, []

@@ -10,10 +10,12 @@ from itertools import combinations
 import numpy as np
 
 from ..tensor import record
+from .base import quiet
 
 _ALL = slice(None)
 
 
+@quiet
 def einsum(equation, *operands):
     """The product of the operands, summed over the indices that the output has not.
 

@@ -6,10 +6,11 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import Like, method, unbroadcast
+from .base import Like, method, quiet, unbroadcast
 
 
 @method("matmul", "__matmul__")
+@quiet
 def matmul(x, y):
     """x @ y with NumPy's and PyTorch's rules: vectors, matrices, broadcast batches of matrices.
 
@@ -104,6 +105,7 @@ def rmatmul(x, y):
     return matmul(Tensor(np.asarray(y)), x)
 
 
+@quiet
 def linear(x, weight, bias=None):
     """x @ weight.T + bias, over the last dim.
 
