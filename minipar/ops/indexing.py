@@ -1,8 +1,8 @@
-"""Indexing, splitting and joining.
+"""x[index], and taking elements along a dim by their numbers.
 
 Ints, slices, None and Ellipsis make views; tensors and arrays of integers or bools make copies.
-Both gradients are Deferred: they touch only their own region of a gradient that has others too,
-so that splitting a tensor in three costs one filling with zeros and three writes of a third.
+Gradients are Deferred: they touch only their own region of a gradient that has others too, so
+that splitting a tensor in three costs one filling with zeros and three writes of a third.
 """
 
 from operator import index as as_int
@@ -11,7 +11,8 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import Like, method, normal_dim, promote, wanted
+from .base import Like, method, normal_dim
+from .shape import broadcast_to, reshape
 
 _ALL = slice(None)
 
@@ -20,37 +21,55 @@ _ALL = slice(None)
 def getitem(x, index):
     """x[index], with PyTorch's rules: each int takes its dim away before arrays are looked at.
 
-    A view for ints, slices, None and Ellipsis. A copy for integer arrays (broadcast together) and
-    for bool arrays, which stand for as many dims as they have. Raises ValueError for a negative
-    step, IndexError for what is out of range and for other types (uint8 too: PyTorch takes it
-    for a mask, NumPy for integers).
+    A view for ints, slices, None and Ellipsis. A copy for integer arrays (broadcast together; a
+    slice between two of them puts their dims in front) and for bool arrays, which stand for as
+    many dims as they have: none for True and False, which add a dim of size 1 or 0.
+    Raises ValueError for a negative step, IndexError for what is out of range and for other types
+    (uint8 too: PyTorch takes it for a mask, NumPy for integers).
     """
-    index = index if isinstance(index, tuple) else (index,)
-    items = [_item(i) for i in index]
+    region, arrays = resolve(x.array.shape, index)
+    if arrays is None:
+        return slice_view(x, region)
+    if any(i != _ALL for i in region[:-1]):
+        x = slice_view(x, region)
+    items = index if isinstance(index, tuple) else (index,)
+    return _gather(x, arrays, [i for i in items if isinstance(i, Tensor)])
+
+
+def resolve(shape, index):
+    """The two steps of an index for an array of `shape`: (region, arrays).
+
+    region: a tuple of ints, slices and None, with an Ellipsis at its end, which makes a view.
+    arrays: index of that view, a tuple of arrays and full slices; None if there are no arrays.
+    """
+    if isinstance(index, list) and any(isinstance(i, (list, tuple)) for i in index):
+        raise IndexError("a list of lists as an index: write a tuple, or a tensor")
+    items = [_item(i) for i in (index if isinstance(index, tuple) else (index,))]
     dims = sum(i.ndim if isinstance(i, np.ndarray) and i.dtype.kind == "b" else 1
                for i in items if i is not None and i is not Ellipsis)
     ellipses = sum(i is Ellipsis for i in items)
-    if dims > x.array.ndim or ellipses > 1:
+    if dims > len(shape) or ellipses > 1:
         raise IndexError(f"an index of {dims} dims and {ellipses} ellipses "
-                         f"for a tensor of shape {x.shape}")
-    if not any(isinstance(i, np.ndarray) for i in items):
-        # Without an Ellipsis NumPy makes a copy, a scalar, of a single element.
-        return _slice(x, tuple(items) if ellipses else (*items, ...))
-    basic, arrays = [], []
+                         f"for a tensor of shape {shape}")
+    region, arrays = [], []
     for i in items if ellipses else (*items, ...):
         if i is Ellipsis:
-            basic += [_ALL] * (x.array.ndim - dims)
-            arrays += [_ALL] * (x.array.ndim - dims)
+            region += [_ALL] * (len(shape) - dims)
+            arrays += [_ALL] * (len(shape) - dims)
         elif isinstance(i, np.ndarray):
-            basic += [_ALL] * (i.ndim if i.dtype.kind == "b" else 1)
-            arrays.append(i)
+            if i.dtype.kind == "b" and not i.ndim:
+                region.append(None)
+                arrays.append(np.zeros(int(i), np.int64))
+            else:
+                region += [_ALL] * (i.ndim if i.dtype.kind == "b" else 1)
+                arrays.append(i)
         else:
-            basic.append(i)
+            region.append(i)
             if i is None or isinstance(i, slice):
                 arrays.append(_ALL)
-    if any(i != _ALL for i in basic):
-        x = _slice(x, (*basic, ...))
-    return _gather(x, tuple(arrays), [i for i in index if isinstance(i, Tensor)])
+    found = any(isinstance(i, np.ndarray) for i in arrays)
+    # Without the Ellipsis NumPy makes a copy, a scalar, of a single element.
+    return (*region, ...), tuple(arrays) if found else None
 
 
 def _item(i):
@@ -61,25 +80,31 @@ def _item(i):
         if i.step is not None and as_int(i.step) <= 0:
             raise ValueError(f"a slice's step must be greater than zero, not {i.step}")
         return i
-    if isinstance(i, (Tensor, np.ndarray, list)):
+    if isinstance(i, (Tensor, np.ndarray, list, tuple, range, bool)):
         a = i.array if isinstance(i, Tensor) else np.asarray(i)
-        if isinstance(i, list) and not a.size:
+        if isinstance(i, (list, tuple, range)) and not a.size:
             a = a.astype(np.int64)
-        if a.dtype.kind == "i" or a.dtype.kind == "b" and a.ndim:
-            return a if a.ndim else int(a)
-        raise IndexError(f"an index array holds signed integers, or bools in at least one dim; "
-                         f"not {a.dtype} in {a.ndim}")
-    if not isinstance(i, (bool, np.bool_)):
-        try:
-            return as_int(i)
-        except TypeError:
-            pass
-    raise IndexError(f"an index consists of ints, slices, None, ..., tensors and arrays; "
-                     f"not of {type(i).__name__}")
+        if a.dtype.kind in "ib":
+            return a if a.ndim or a.dtype.kind == "b" else int(a)
+        raise IndexError(f"an index array holds signed integers or bools, not {a.dtype}")
+    try:
+        return as_int(i)
+    except TypeError:
+        raise IndexError(f"an index consists of ints, slices, None, ..., tensors and arrays; "
+                         f"not of {type(i).__name__}") from None
 
 
-def _slice(x, index):
-    """x[index] for an index of ints, slices and None, with an Ellipsis."""
+@method("__index__")
+def as_index(x):
+    """A one-element integer tensor where Python needs an int: `x[:n]`, `range(n)`."""
+    if x.array.size != 1 or x.array.dtype.kind not in "iu":
+        raise TypeError(f"an index is an integer tensor of one element, not {x.dtype} of shape "
+                        f"{x.shape}")
+    return int(x.array.item())
+
+
+def slice_view(x, index):
+    """x[index], a view, for an index of ints, slices and None, with an Ellipsis."""
     a = x.array
     out, like = a[index], Like(a.shape, a.dtype)
     if out.size == a.size:  # nothing is left out: the gradient needs no zeros
@@ -97,15 +122,18 @@ def _slice(x, index):
     return record(out, (x,), backward, view_of=x)
 
 
-def _gather(x, index, tensors):
-    """x[index] for an index of arrays and full slices; `tensors` are those the arrays came from."""
+def _gather(x, index, tensors, once=False):
+    """x[index] for an index of arrays and full slices; `tensors` are those the arrays came from.
+
+    once: no element is taken twice, so that its gradient needs no sum; seen here for bool arrays.
+    """
     a = x.array
     out, like = a[index], Like(a.shape, a.dtype)
-    unique = all(isinstance(i, slice) or i.dtype.kind == "b" for i in index)
+    once = once or all(isinstance(i, slice) or i.dtype.kind == "b" for i in index)
 
     def backward(g):
         def add(gx):
-            if unique:
+            if once:
                 gx[index] += g
             else:
                 np.add.at(gx, index, g)  # an element that was taken twice gets both
@@ -114,60 +142,88 @@ def _gather(x, index, tensors):
 
 
 @method()
-def split(x, split_size_or_sections, dim=0):
-    """x cut along `dim` in views of one size (the last may be smaller), or of a list of sizes.
+def index_select(x, dim, index):
+    """The slices of x along `dim` whose numbers are in `index`: a copy.
 
-    Raises ValueError for negative sizes and for sizes that do not add up: `split: 1 + 1 = 2 of 3`.
+    index: (n,) or () of int32 or int64 -> shape of x with n at `dim`. Raises IndexError for a
+    number outside 0 ... size - 1, TypeError and ValueError for another type and shape.
     """
+    dim, i = normal_dim(dim, x.array.ndim), _numbers("index_select", index)
+    if i.ndim > 1 or not x.array.ndim and i.size != 1:
+        raise ValueError(f"index_select: index of shape {i.shape} for dim {dim} of shape {x.shape}")
+    _check_range("index_select", i, dim, x.array.shape or (1,))
     if not x.array.ndim:
-        raise ValueError("split: a 0-d tensor has no dim to split")
-    dim = normal_dim(dim, x.array.ndim)
-    length, sizes = x.array.shape[dim], split_size_or_sections
-    if not isinstance(sizes, (tuple, list)):
-        size = as_int(sizes)
-        if size < 0 or size == 0 and length:
-            raise ValueError(f"split: pieces of size {size} for dim {dim} of shape {x.shape}")
-        sizes = [min(size, length - i) for i in range(0, length, size)] if length else [0]
-    elif any(size < 0 for size in sizes):
-        raise ValueError(f"split: negative sizes in {sizes}")
-    elif sum(sizes) != length:
-        raise ValueError(f"split: {' + '.join(map(str, sizes))} = {sum(sizes)} of {length}, "
-                         f"dim {dim} of shape {x.shape}")
-    pieces, start = [], 0
-    for size in sizes:
-        pieces.append(_slice(x, (_ALL,) * dim + (slice(start, start + size), ...)))
-        start += size
-    return tuple(pieces)
+        return _gather(x, (), (index,))
+    return _gather(x, (_ALL,) * dim + (i.reshape(-1),), (index,))
 
 
-def cat(tensors, dim=0):
-    """The tensors joined along `dim`, in their common type.
+@method()
+def gather(x, dim, index):
+    """out[i, j, ...] = x[i, index[i, j, ...], ...], with the index at `dim`: a copy.
 
-    Raises ValueError for no tensors, 0-d ones, and shapes that differ in another dim.
+    index: int32 or int64, of x's number of dims, and no larger than x but at `dim`; the result has
+    its shape. Raises IndexError for a number outside 0 ... size - 1, TypeError and ValueError for
+    another type and shape.
     """
-    tensors = list(tensors)
-    if not tensors:
-        raise ValueError("cat: no tensors")
-    arrays = [t.array for t in tensors]
-    shapes = [a.shape for a in arrays]
-    if any(not shape for shape in shapes):
-        raise ValueError("cat: a 0-d tensor has no dim to join along")
-    dim = normal_dim(dim, len(shapes[0]))
-    for shape in shapes:
-        if len(shape) != len(shapes[0]) or any(
-                n != m for i, (n, m) in enumerate(zip(shape, shapes[0])) if i != dim):
-            raise ValueError(f"cat: shapes {shapes[0]} and {shape} differ in more than dim {dim}")
-    dtype = arrays[0].dtype
-    for a in arrays[1:]:
-        if a.dtype != dtype:
-            dtype = promote(np.empty(1, dtype), np.empty(1, a.dtype))[0].dtype
-    out = np.concatenate(arrays, dim, dtype=dtype)
-    wants = [wanted(t) for t in tensors]
-    ends = np.cumsum([shape[dim] for shape in shapes]).tolist()
+    i, shape = _numbers("gather", index), x.array.shape or (1,)
+    dim = normal_dim(dim, x.array.ndim)
+    if (i.ndim or 1) != len(shape):
+        raise ValueError(f"gather: index {i.shape} and input {x.shape}: both need the same number "
+                         f"of dims")
+    for d, (n, size) in enumerate(zip(i.shape, shape)):
+        if d != dim and n > size:
+            raise ValueError(f"gather: index {i.shape} and input {x.shape}: {n} > {size} in "
+                             f"dim {d}")
+    _check_range("gather", i, dim, shape)
+    return _along(x, dim, i, index)
 
-    def backward(g):
-        def part(want, end):
-            size = want.shape[dim]
-            return g[(_ALL,) * dim + (slice(end - size, end),)].astype(want.dtype, copy=False)
-        return tuple([part(want, end) if want else None for want, end in zip(wants, ends)])
-    return record(out, tensors, backward)
+
+@method()
+def take_along_dim(x, indices, dim=None):
+    """`gather` with x and `indices` broadcast together but for `dim`; numbers may count from the
+    end. Of the flattened x if dim is None.
+    """
+    i = _numbers("take_along_dim", indices)
+    if dim is None:
+        return _along(reshape(x, -1), 0, i.reshape(-1), indices)
+    dim = normal_dim(dim, x.array.ndim)
+    if not i.ndim == x.array.ndim > 0:
+        raise ValueError(f"take_along_dim: indices {i.shape} and input {x.shape}: both need the "
+                         f"same number of dims")
+    sizes = [(1, 1) if d == dim else pair for d, pair in enumerate(zip(i.shape, x.array.shape))]
+    if any(n != m and 1 not in (n, m) for n, m in sizes):
+        raise ValueError(f"take_along_dim: indices {i.shape} and input {x.shape} cannot be "
+                         f"broadcast together but for dim {dim}")
+    shape = [n if m == 1 else m for n, m in sizes]
+    shape[dim:dim + 1] = x.array.shape[dim:dim + 1]
+    x = broadcast_to(x, shape)
+    shape[dim:dim + 1] = i.shape[dim:dim + 1]
+    return _along(x, dim, np.broadcast_to(i, shape), indices)
+
+
+def _along(x, dim, i, tensor):
+    """x's elements at the numbers `i` along `dim`, and at their own places in the other dims."""
+    if not i.ndim:
+        return reshape(_along(x, dim, i.reshape(1), tensor), ())
+    index = [np.arange(n).reshape([-1 if e == d else 1 for e in range(i.ndim)])
+             for d, n in enumerate(i.shape)]
+    index[dim] = i
+    x = x if x.array.ndim else reshape(x, 1)
+    return _gather(x, tuple(index), (tensor,), once=i.shape[dim] == 1)
+
+
+def _numbers(name, index):
+    """The array of an index tensor, or TypeError."""
+    if not isinstance(index, Tensor) or index.array.dtype.kind != "i":
+        found = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"{name}: the index is a tensor of int32 or int64, not {found}")
+    return index.array
+
+
+def _check_range(name, i, dim, shape):
+    """Raise IndexError unless the numbers `i` are some along `dim` of `shape`."""
+    if i.size:
+        for extreme in (i.min(), i.max()):
+            if not 0 <= extreme < shape[dim]:
+                raise IndexError(f"{name}: index {extreme} is not in dim {dim} of shape {shape}, "
+                                 f"0 to {shape[dim] - 1}")

@@ -9,7 +9,9 @@ import numpy as np
 
 from ..context import current
 from ..tensor import Tensor
-from .base import method, operand
+from .base import method, operand, quiet
+from .indexing import resolve
+from .masking import fill_operands
 
 
 def _change(x, *others):
@@ -20,6 +22,9 @@ def _change(x, *others):
         if x.requires_grad or any(t is not None and t.requires_grad for t in others):
             raise RuntimeError("an in-place operation cannot be recorded: write x = x + y, "
                                "or use no_grad()")
+    if not x.array.flags.writeable:
+        raise RuntimeError(f"a tensor of shape {x.shape} cannot be changed in place: it was "
+                           f"expanded, or its memory is read-only; change a copy of it")
     x.storage.version += 1
 
 
@@ -71,8 +76,37 @@ def zero_(x):
     return fill_(x, 0)
 
 
+@method()
+@quiet
+def masked_fill_(x, mask, value):
+    """Set the elements where `mask` (bool, broadcast to x's shape) is True to a number or a 0-d
+    tensor; returns x.
+    """
+    m, number, source = fill_operands("masked_fill_", x, mask, value)
+    if np.broadcast_shapes(x.shape, m.shape) != x.shape:
+        raise ValueError(f"masked_fill_: mask {m.shape} cannot be broadcast to {x.shape}")
+    _change(x, source)
+    np.copyto(x.array, number, casting="unsafe", where=m)
+    return x
+
+
 @method("__setitem__")
+@quiet
 def setitem(x, index, value):
+    """x[index] = value: broadcast to the shape of x[index], and converted to x's dtype.
+
+    The index is that of `x[index]`; of values for one element that an index array names twice
+    one remains. Raises ValueError with both shapes if the value cannot be broadcast.
+    """
+    region, arrays = resolve(x.array.shape, index)
     value, source = operand(value)
     _change(x, source)
-    x.array[index] = value
+    target = x.array[region]
+    while np.ndim(value) and value.shape[0] == 1:
+        value = value[0]  # as in PyTorch: a value may have dims of size 1 in front
+    try:
+        target[... if arrays is None else arrays] = value
+    except (ValueError, TypeError):
+        shape = target.shape if arrays is None else target[arrays].shape
+        raise ValueError(f"a value of shape {np.shape(value)} cannot be broadcast to the {shape} "
+                         f"that the index takes of {x.shape}") from None

@@ -1,114 +1,34 @@
-"""Losses. Cross entropy is fused with log-softmax: one array is kept, and written once more."""
+"""Losses. Those of one number an element are here, those of classes in `cross_entropy.py`.
+
+All are computed in float32 at least, and converted back.
+"""
 
 import numpy as np
 
 from ..tensor import record
 from .base import promote, quiet, unbroadcast, wanted
-from .softmax import ones, row_max
-
-_REDUCTIONS = ("mean", "sum", "none")
-
-
-def _check_reduction(name, reduction):
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"{name}: reduction {reduction!r} is none of {', '.join(_REDUCTIONS)}")
+from .cross_entropy import (check_constant, check_reduction, cross_entropy,  # noqa: F401
+                            cross_entropy_sum_count, nll_loss)
 
 
-def cross_entropy(input, target, *, ignore_index=-100, reduction="mean"):
-    """-log softmax(input)[target]: its mean over the targets, its sum, or each one.
-
-    input (N, C), (C,) or (N, C, d1, ...) of a floating type: unnormalised log-probabilities.
-    target (N,), () or (N, d1, ...) of integers: class indices. Those that equal `ignore_index`
-    count neither in the sum nor in the mean's divisor; a mean of none is NaN.
-    Raises ValueError for shapes that do not belong together, TypeError for types, and IndexError
-    `cross_entropy: target 12 is not one of 10 classes`.
+def _difference(name, input, target, reduction):
+    """input - target as an array, their common dtype, and a function from the gradient of the
+    difference to those of both; or an error.
     """
-    return _cross_entropy(input, target, ignore_index, reduction)[0]
-
-
-def cross_entropy_sum_count(input, target, *, ignore_index=-100):
-    """(sum of the losses, 0-d tensor; number of targets that are not ignored, int).
-
-    For training on several ranks or micro-batches, which backpropagates the sums and divides by
-    the count of them all: exact where means of means are not. Otherwise as `cross_entropy`.
-    """
-    return _cross_entropy(input, target, ignore_index, "sum")
-
-
-@quiet
-def _cross_entropy(input, target, ignore_index, reduction):
-    """(loss, number of targets that are not ignored)."""
-    _check_reduction("cross_entropy", reduction)
-    _check_operands(input, target)
-    a, shape = input.array, input.array.shape
-    classes = shape[0] if a.ndim == 1 else shape[1]
-    if a.ndim > 2:
-        a = np.moveaxis(a, 1, -1)
-    class_last = a.shape
-    dtype, any_rows = a.dtype, a.size > 0
-    if dtype == np.float16:
-        a = a.astype(np.float32)
-    # In C order, so that elements are found in the flat array.
-    rows = np.ascontiguousarray(a).reshape(target.array.size, classes)
-    t, kept, count = _check_targets(target.array.reshape(-1), classes, ignore_index)
-    if any_rows:
-        # exp(x - max) is kept without its division by the sum, which backward makes with its own.
-        starts = np.arange(0, rows.size, classes)
-        at = starts + t  # of each target in the flat array
-        e = rows - row_max(rows, starts)[:, None]
-        losses = e.reshape(-1).take(at)
-        np.exp(e, out=e)
-        sums = np.vecdot(e, ones(classes, e.dtype))
-        np.subtract(np.log(sums), losses, out=losses)
-        if kept is not None:
-            losses[~kept] = 0
-    else:
-        losses = np.zeros(len(t), rows.dtype)
-    out = losses.reshape(target.array.shape) if reduction == "none" else np.add.reduce(losses)
-    if reduction == "mean":
-        out = out / count
-
-    def backward(g):
-        # dx = (softmax(x) - one_hot(target)) * scale of the row
-        if not any_rows:
-            return (np.zeros(shape, dtype),)
-        scale = g.reshape(-1).astype(sums.dtype, copy=False)
-        if reduction == "mean":
-            scale = scale / count
-        if kept is not None:
-            scale = np.where(kept, scale, 0).astype(sums.dtype, copy=False)
-        gx = e * (scale / sums)[:, None]
-        gx.reshape(-1)[at] -= scale
-        gx = gx.astype(dtype, copy=False).reshape(class_last)
-        return (np.moveaxis(gx, -1, 1) if gx.ndim > 2 else gx,)
-    if out.dtype != dtype:
-        out = out.astype(dtype)
-    return record(out, (input,), backward), count
-
-
-def _check_operands(input, target):
-    """Raise unless types and shapes of logits and class indices belong together."""
-    a, t = input.array, target.array
+    check_reduction(name, reduction)
+    a, b = promote(input.array, target.array)
+    if a.shape != b.shape:
+        raise ValueError(f"{name}: input {a.shape} and target {b.shape}")
     if a.dtype.kind != "f":
-        raise TypeError(f"cross_entropy: input of a floating type is needed, not {input.dtype}")
-    if t.dtype.kind not in "iu":
-        raise TypeError(f"cross_entropy: targets are class indices, integers, not {target.dtype}")
-    if not a.ndim or t.shape != a.shape[:1] * (a.ndim > 1) + a.shape[2:]:
-        raise ValueError(f"cross_entropy: input {a.shape} and target {t.shape}: expected "
-                         f"(N, C) and (N,), (C,) and (), or (N, C, d1, ...) and (N, d1, ...)")
+        raise TypeError(f"{name}: a floating type is needed, not {input.dtype}")
+    dtype, want_input, want_target = a.dtype, wanted(input), wanted(target)
+    # Differences of float16 are taken in float32, whose range their squares need.
+    d = np.asarray(np.subtract(a, b, dtype=np.float32 if dtype == np.float16 else dtype))
 
-
-def _check_targets(t, classes, ignore_index):
-    """(targets as int64, bool array of those to count or None for all, their number)."""
-    t = t.astype(np.int64, copy=False)
-    # As unsigned numbers negative targets are large: one comparison in the usual case.
-    if not len(t) or not (0 <= ignore_index < classes or t.view(np.uint64).max() >= classes):
-        return t, None, len(t)
-    kept = t != ignore_index
-    wrong = t[kept & ((t < 0) | (t >= classes))]
-    if len(wrong):
-        raise IndexError(f"cross_entropy: target {wrong[0]} is not one of {classes} classes")
-    return np.where(kept, t, 0), kept, int(np.count_nonzero(kept))
+    def share(gd):
+        return (unbroadcast(gd, want_input) if want_input else None,
+                unbroadcast(-gd, want_target) if want_target else None)
+    return d, dtype, share
 
 
 @quiet
@@ -118,25 +38,98 @@ def mse_loss(input, target, reduction="mean"):
     input and target of one shape, at least one of them of a floating type. Raises ValueError for
     shapes that differ: PyTorch broadcasts them with a warning, which hides (N, 1) against (N,).
     """
-    _check_reduction("mse_loss", reduction)
-    a, b = promote(input.array, target.array)
-    if a.shape != b.shape:
-        raise ValueError(f"mse_loss: input {a.shape} and target {b.shape}")
-    if a.dtype.kind != "f":
-        raise TypeError(f"mse_loss: a floating type is needed, not {input.dtype}")
-    dtype, want_input, want_target = a.dtype, wanted(input), wanted(target)
-    # Differences of float16 are taken in float32, whose range their squares need.
-    d = np.asarray(np.subtract(a, b, dtype=np.float32 if dtype == np.float16 else dtype))
-    if reduction == "none":
-        out = d * d
-    else:
-        out = np.vdot(d, d)
-        if reduction == "mean":
-            out = np.true_divide(out, d.size)
+    d, dtype, share = _difference("mse_loss", input, target, reduction)
+    out = d * d if reduction == "none" else np.vdot(d, d)
+    if reduction == "mean":
+        out = np.true_divide(out, d.size)
 
     def backward(g):
-        scale = 2 * (g / d.size if reduction == "mean" else g)
-        gd = d * scale
-        return (unbroadcast(gd, want_input) if want_input else None,
-                unbroadcast(-gd, want_target) if want_target else None)
+        return share(d * (2 * (g / d.size if reduction == "mean" else g)))
     return record(out.astype(dtype, copy=False), (input, target), backward)
+
+
+@quiet
+def l1_loss(input, target, reduction="mean"):
+    """|input - target|: its mean, its sum, or each one. Its gradient at 0 is 0.
+
+    input and target of one shape, which is not broadcast, at least one of them of a floating type.
+    Raises ValueError and TypeError otherwise.
+    """
+    d, dtype, share = _difference("l1_loss", input, target, reduction)
+    out = _reduced(np.abs(d), reduction)
+    sign = (d > 0).astype(np.int8) - (d < 0)  # 0 for NaN, as in PyTorch
+    count, wide = d.size, d.dtype
+
+    def backward(g):
+        return share(sign * (g / count if reduction == "mean" else g).astype(wide, copy=False))
+    return record(out.astype(dtype, copy=False), (input, target), backward)
+
+
+def _reduced(losses, reduction):
+    """The losses, their sum or their mean, which is NaN if there are none."""
+    if reduction == "none":
+        return losses
+    total = np.add.reduce(losses, axis=None)
+    return np.true_divide(total, losses.size) if reduction == "mean" else total
+
+
+@quiet
+def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="mean",
+                                     pos_weight=None):
+    """-weight (pos_weight target log(s) + (1 - target) log(1 - s)) with s = sigmoid(input).
+
+    input and target of one shape and of floating types; weight and pos_weight are constants,
+    broadcast to that shape. Computed without s, so that it is exact for large inputs:
+    log(s) = min(x, 0) - log(1 + exp(-|x|)), and log(1 - s) = log(s) - x.
+    Raises ValueError for shapes that do not belong together, TypeError for types.
+    """
+    name = "binary_cross_entropy_with_logits"
+    check_reduction(name, reduction)
+    x, y = promote(input.array, target.array)
+    if x.shape != y.shape:
+        raise ValueError(f"{name}: input {x.shape} and target {y.shape}")
+    if not (input.dtype.is_floating_point and target.dtype.is_floating_point):
+        raise TypeError(f"{name}: floating types are needed, not {input.dtype} and {target.dtype}")
+    w, pos = (_factor(name, what, t, x.shape) for what, t in (("weight", weight),
+                                                             ("pos_weight", pos_weight)))
+    dtype, want_input, want_target = x.dtype, wanted(input), wanted(target)
+    if dtype == np.float16:
+        x, y = x.astype(np.float32), y.astype(np.float32)
+    small = np.exp(-np.abs(x))
+    tail = np.log1p(small)
+    log_s = np.minimum(x, 0) - tail
+    factor = 1 if pos is None else 1 + (pos - 1) * y  # of log(s): pos_weight target + (1 - target)
+    losses = np.asarray((1 - y) * x - factor * log_s)
+    out = _reduced(losses if w is None else losses * w, reduction)
+    count = losses.size
+
+    def backward(g):
+        g = (g / count if reduction == "mean" else g).astype(x.dtype, copy=False)
+        g = g if w is None else g * w
+        gx = gy = None
+        if want_input:
+            # d log(s) / dx = 1 - s, which for x > 0 is small / (1 + small)
+            above = np.where(x > 0, small, 1) / (1 + small)
+            gx = unbroadcast(np.broadcast_to(g * ((1 - y) - factor * above), x.shape), want_input)
+        if want_target:
+            # log(1 - s) - pos_weight log(s)
+            gy = -x if pos is None else np.minimum(-x, 0) - tail - pos * log_s
+            gy = unbroadcast(np.broadcast_to(g * gy, x.shape), want_target)
+        return gx, gy
+    return record(np.asarray(out).astype(dtype, copy=False), (input, target), backward,
+                  [t for t in (input, target, weight, pos_weight) if t is not None])
+
+
+def _factor(name, what, tensor, shape):
+    """The array of a constant weight that is broadcast to `shape`, or None."""
+    if tensor is None:
+        return None
+    check_constant(name, what, tensor)
+    if tensor.array.shape != shape:
+        try:
+            together = np.broadcast_shapes(tensor.array.shape, shape)
+        except ValueError:
+            together = None
+        if together != shape:
+            raise ValueError(f"{name}: {what} {tensor.shape} cannot be broadcast to {shape}")
+    return tensor.array

@@ -6,61 +6,98 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import Like, method, unbroadcast
+from .base import Like, method, quiet, unbroadcast
 
 
 @method("matmul", "__matmul__")
+@quiet
 def matmul(x, y):
     """x @ y with NumPy's and PyTorch's rules: vectors, matrices, broadcast batches of matrices.
 
     Raises ValueError `matmul: (3, 4) @ (5, 6): 4 != 5` if the inner sizes differ, and TypeError if
-    the types do.
+    the types do, and for bools.
     """
     if not isinstance(y, Tensor):
         y = Tensor(np.asarray(y))
     a, b = x.array, y.array
-    if a.dtype != b.dtype:
-        raise TypeError(f"matmul: {a.dtype} @ {b.dtype}: both need one type")
+    if a.dtype != b.dtype or a.dtype == bool:
+        raise TypeError(f"matmul: {a.dtype} @ {b.dtype}: both need one type of numbers")
     if not a.ndim or not b.ndim:
         raise ValueError(f"matmul: {a.shape} @ {b.shape}: both need at least 1 dim")
     inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
     if a.shape[-1] != inner:
         raise ValueError(f"matmul: {a.shape} @ {b.shape}: {a.shape[-1]} != {inner}")
-    need_x, need_y = x.requires_grad, y.requires_grad
-    x_vector, y_vector = a.ndim == 1, b.ndim == 1
-    try:
-        out = np.matmul(a, b)
-    except ValueError:
-        raise ValueError(f"matmul: batch shapes {a.shape[:-2]} and {b.shape[:-2]} "
-                         f"cannot be broadcast together") from None
+    return _rows(x, y) if b.ndim <= 2 else _batches(x, y)
 
-    like_a, like_b = Like(a.shape, a.dtype), Like(b.shape, b.dtype)
-    left = a if need_y else None
+
+def _rows(x, y):
+    """x (..., k) @ y (k, n) or (k,): all rows of x in one product."""
+    a, b, shape = x.array, y.array, x.array.shape
+    a = a.reshape(math.prod(shape[:-1]), shape[-1])
+    out = np.matmul(a, b).reshape(shape[:-1] + b.shape[1:])
+    need_x, need_y = x.requires_grad, y.requires_grad
+    count, like_y = len(a), Like(b.shape, b.dtype)
+    kept = a if need_y else None
     del a, b  # y is read again in backward: a parameter may be freed in between
 
     def backward(g):
-        # As matrices: a vector on the left is a row, on the right a column.
-        if x_vector:
-            g = np.expand_dims(g, -1 if y_vector else -2)
-        if y_vector:
-            g = np.expand_dims(g, -1)
+        g = g.reshape((count,) + like_y.shape[1:])
         gx = gy = None
         if need_x:
-            b = y.array[:, None] if y_vector else y.array
-            gx = np.matmul(g, b.swapaxes(-1, -2))
-            gx = _leading_sum(gx) if x_vector else unbroadcast(gx, like_a)
+            gx = np.matmul(g, y.array.T) if g.ndim > 1 else np.multiply.outer(g, y.array)
+            gx = gx.reshape(shape)
         if need_y:
-            a = left[None, :] if x_vector else left
-            gy = np.matmul(a.swapaxes(-1, -2), g)
-            gy = _leading_sum(gy[..., 0]) if y_vector else unbroadcast(gy, like_b)
+            gy = Deferred(like_y, postponable=True,
+                          write=lambda out: np.matmul(kept.T, g, out=out))
         return gx, gy
     saved = ([y] if need_x else []) + ([x] if need_y else [])
     return record(out, (x, y), backward, saved)
 
 
-def _leading_sum(g):
-    """Sum over all dims but the last."""
-    return g.sum(axis=tuple(range(g.ndim - 1)))
+def _batches(x, y):
+    """x (..., m, k) or (k,) @ y (..., k, n), with the leading dims broadcast."""
+    vector = x.array.ndim == 1  # which is a row
+    a, b = x.array[None] if vector else x.array, y.array
+    try:
+        out = np.matmul(a, b)
+    except ValueError:
+        raise ValueError(f"matmul: batch shapes {a.shape[:-2]} and {b.shape[:-2]} "
+                         f"cannot be broadcast together") from None
+    need_x, need_y = x.requires_grad, y.requires_grad
+    like_x, like_y = Like(a.shape, a.dtype), Like(b.shape, b.dtype)
+    kept = a if need_y else None
+    del a, b
+
+    def backward(g):
+        g = g[..., None, :] if vector else g
+        gx = gy = None
+        if need_x:
+            gx = unbroadcast(np.matmul(g, y.array.swapaxes(-1, -2)), like_x)
+            gx = gx[0] if vector else gx
+        if need_y:
+            gy = unbroadcast(np.matmul(kept.swapaxes(-1, -2), g), like_y)
+        return gx, gy
+    saved = ([y] if need_x else []) + ([x] if need_y else [])
+    return record(out[..., 0, :] if vector else out, (x, y), backward, saved)
+
+
+def mm(input, mat2):
+    """`matmul` of two matrices and nothing else."""
+    return matmul(*_of_dims("mm", 2, input, mat2))
+
+
+def bmm(input, mat2):
+    """`matmul` of two batches (b, m, k) and (b, k, n) of one size."""
+    if input.shape[:1] != mat2.shape[:1]:
+        raise ValueError(f"bmm: {input.shape} and {mat2.shape}: the batches differ")
+    return matmul(*_of_dims("bmm", 3, input, mat2))
+
+
+def _of_dims(name, ndim, *tensors):
+    for t in tensors:
+        if t.ndim != ndim:
+            raise ValueError(f"{name}: shape {t.shape}: {ndim} dims are needed")
+    return tensors
 
 
 @method("__rmatmul__")
@@ -68,6 +105,7 @@ def rmatmul(x, y):
     return matmul(Tensor(np.asarray(y)), x)
 
 
+@quiet
 def linear(x, weight, bias=None):
     """x @ weight.T + bias, over the last dim.
 
@@ -85,7 +123,8 @@ def linear(x, weight, bias=None):
                         f"needed")
     if bias is not None and bias.array.shape != w.shape[:1]:
         raise ValueError(f"linear: bias {bias.array.shape} and weight {w.shape} (out, in)")
-    rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])  # one large GEMM, where a batched matmul makes many small
+    # One large GEMM, where a batched matmul makes many small.
+    rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
     out = np.matmul(rows, w.T)
     if bias is not None:
         out += bias.array

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import dtypes
 from ..tensor import Tensor, record
-from .base import method, normal_dim, quiet
+from .base import Like, method, normal_dim, quiet, unbroadcast
 
 
 def _sizes(args):
@@ -103,15 +103,101 @@ def permute(x, *dims):
     return record(x.array.transpose(order), (x,), lambda g: (g.transpose(inverse),), view_of=x)
 
 
-@property
-def _transposed(x):
+@method()
+def movedim(x, source, destination):
+    """x with the dims `source` (int or tuple) moved to the places `destination`: a view.
+
+    The others keep their order. Raises ValueError for lengths that differ and dims named twice.
+    """
+    ndim = x.array.ndim
+    moved, places = ([normal_dim(d, ndim) for d in (dims if isinstance(dims, (tuple, list))
+                                                    else (dims,))]
+                     for dims in (source, destination))
+    if len(moved) != len(places) or len({*moved}) < len(moved) or len({*places}) < len(places):
+        raise ValueError(f"movedim: {source} to {destination}: each names as many dims as the "
+                         f"other, none twice")
+    order = [d for d in range(ndim) if d not in moved]
+    for place, d in sorted(zip(places, moved)):
+        order.insert(place, d)
+    return permute(x, order)
+
+
+@method()
+def t(x):
     """The transpose of a matrix: a view; tensors of fewer dims as they are."""
     if x.array.ndim > 2:
-        raise ValueError(f"T: shape {x.shape} has more than 2 dims: use permute")
+        raise ValueError(f"t: shape {x.shape} has more than 2 dims: use permute or mT")
     return record(x.array.T, (x,), lambda g: (g.T,), view_of=x)
 
 
-Tensor.T = _transposed
+@property
+def _matrices_transposed(x):
+    """The transpose of each matrix of a batch (..., m, n): a view."""
+    if x.array.ndim < 2:
+        raise ValueError(f"mT: shape {x.shape} has fewer than 2 dims")
+    return transpose(x, -1, -2)
+
+
+Tensor.T = property(t)
+Tensor.mT = _matrices_transposed
+
+
+@method()
+def squeeze(x, dim=None):
+    """x without its dims of size 1, or without those among `dim` (int or tuple): a view.
+
+    A dim of another size stays. Raises IndexError for a dim that x has not, ValueError for one
+    that is named twice.
+    """
+    shape = x.array.shape
+    dims = range(len(shape)) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+    dims = [normal_dim(d, len(shape)) for d in dims]
+    if len({*dims}) < len(dims):
+        raise ValueError(f"squeeze: dims {tuple(dim)} of shape {shape} name one dim twice")
+    out = x.array.squeeze(tuple(d for d in dims if shape and shape[d] == 1))
+    return record(out, (x,), lambda g: (g.reshape(shape),), view_of=x)
+
+
+@method()
+def unsqueeze(x, dim):
+    """x with a new dim of size 1 at `dim`, from -(ndim + 1) to ndim: a view."""
+    shape = x.array.shape
+    out = np.expand_dims(x.array, normal_dim(dim, len(shape) + 1))
+    return record(out, (x,), lambda g: (g.reshape(shape),), view_of=x)
+
+
+@method("expand", "broadcast_to")
+def broadcast_to(x, *size):
+    """x repeated without a copy: new dims in front, and dims of size 1 stretched; -1 keeps a size.
+
+    A view in which several elements lie in one place: it cannot be changed in place. Raises
+    ValueError `expand: (3, 4) cannot become (6, 4): 3 != 6 in dim 0`.
+    """
+    a, size = x.array, [index(n) for n in _sizes(size)]
+    added = len(size) - a.ndim
+    if added < 0:
+        raise ValueError(f"expand: {a.shape} cannot become {tuple(size)}: of {a.ndim} dims none "
+                         f"is left out")
+    for d, n in enumerate(size):
+        if n < 0 and (n < -1 or d < added):
+            raise ValueError(f"expand: {a.shape} cannot become {tuple(size)}: {n} in dim {d}")
+        old = a.shape[d - added] if d >= added else 1
+        if n == -1:
+            size[d] = old
+        elif old not in (1, n):
+            raise ValueError(f"expand: {a.shape} cannot become {tuple(size)}: {old} != {n} "
+                             f"in dim {d}")
+    like = Like(a.shape, a.dtype)
+    # NumPy's result is not writeable, which is right where elements share a place, and only there.
+    same = tuple(size) == (1,) * added + a.shape
+    out = a[(None,) * added] if same else np.broadcast_to(a, size)
+    return record(out, (x,), lambda g: (unbroadcast(g, like),), view_of=x)
+
+
+@method()
+def expand_as(x, other):
+    """x expanded to the shape of `other`: a view."""
+    return broadcast_to(x, other.shape)
 
 
 @method()
