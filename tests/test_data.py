@@ -19,7 +19,7 @@ from minipar.data.datasets import EMBEDDED
 def test_embedded_files_have_the_sizes_and_sha256_that_their_readme_states():
     readme = (EMBEDDED / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"\| `(\S+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", readme)
-    assert sorted(name for name, _, _ in rows) == ["digits.npz", "plays.txt.gz"]
+    assert sorted(name for name, _, _ in rows) == ["digits.npz", "fashion.npz", "plays.txt.gz"]
     for name, size, digest in rows:
         content = (EMBEDDED / name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (
@@ -220,7 +220,7 @@ BAD_TEXT = {
     "empty.txt.gz": (b"", "an empty text"),
     "truncated.txt.gz": (TEXT_GZ[:-20], "not a readable text file"),
     "damaged.txt.gz": (flipped(TEXT_GZ, 25), "not a readable text file"),
-    "table.csv": (b"1,2,3\n", "data files are .npz"),
+    "table.tsv": (b"1,2,3\n", "data files are .npz"),
 }
 
 
@@ -262,10 +262,10 @@ def test_any_single_damaged_byte_of_an_npz_file_gives_value_error_or_valid_data(
 
 
 def test_missing_files_directories_and_unknown_names_are_one_line(tmp_path):
-    check_one_line(tmp_path / "missing.npz", r"neither a data set \(digits, plays\) nor a file$")
+    check_one_line(tmp_path / "missing.npz", r"neither a data set \(digits, fashion, plays\) nor a file$")
     for name in "directory.npz", "directory.txt", "directory":
         (tmp_path / name).mkdir()
-        check_one_line(tmp_path / name, "not a readable|data files are")
+        check_one_line(tmp_path / name, "not a readable|nothing known")
     check_one_line("digit", "nor a file; did you mean digits")
     check_one_line("play", "did you mean plays")
     check_one_line("", "neither a data set")

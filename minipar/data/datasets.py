@@ -1,4 +1,4 @@
-"""The data sets that training can ask for: two embedded ones, and files of the user.
+"""The data sets that training can ask for: three embedded ones, and files of the user.
 
 `load` returns a `Classification` or a `Text`. Both have `kind`, `name`, and two data sets, `train`
 and `test`, whose samples are pairs (input, target) and whose `get_batch(indices)` returns
@@ -15,171 +15,129 @@ import numpy as np
 
 from .. import dtypes
 from ..random import generator
-from ..tensor import Tensor
-from .files import read_npz, read_text
+from .files import read_npz
+from .idx import idx_folder, is_idx, labels_beside, read_pair
+from .images import ImageFiles, Pixels, find_images
 from .loader import Dataset, TensorDataset
+from .table import read_table
+from .text import load_text
 
 EMBEDDED = Path(__file__).parent / "embedded"
-NAMES = ("digits", "plays")
+NAMES = ("digits", "fashion", "plays")
 
 
 @dataclass(frozen=True, eq=False)
 class Classification:
     """Samples with a class each.
 
-    train, test: TensorDatasets of (input, label): floating (*input_shape), int64 ().
+    train, test: data sets of (input, label): floating (*input_shape), int64 (). TensorDatasets,
+                 or, for images that are kept as bytes or read when asked for, `Pixels`.
     num_classes: labels are 0 .. num_classes - 1.
+    classes:     their names, a tuple of str, where the data has names; else None.
     """
 
     kind: ClassVar[str] = "classification"
     name: str
-    train: TensorDataset
-    test: TensorDataset
+    train: Dataset
+    test: Dataset
     num_classes: int
     input_shape: tuple
+    classes: tuple | None = None
 
 
-class Blocks(Dataset):
-    """A text cut into blocks: sample i is tokens [i*T, (i+1)*T) and, shifted by one, its targets.
+def load(data, *, block_size=128, dtype=dtypes.float32, image_size=64):
+    """Load a data set by name, or from files.
 
-    tokens:     integers (M,), not copied; M >= T + 1.
-    block_size: T, tokens in a block. The blocks do not overlap, so an epoch predicts every token
-                once, but for the first and up to T - 1 at the end.
-    A sample is a tuple of two int64 Tensors (T,), a batch a list of two (len(indices), T).
-    Raises ValueError if there is not one block.
-    """
-
-    def __init__(self, tokens, block_size):
-        if block_size < 1 or len(tokens) < block_size + 1:
-            raise ValueError(f"{len(tokens)} tokens for blocks of {block_size}: one block needs "
-                             f"{block_size} + 1, and at least 1 + 1")
-        count = (len(tokens) - 1) // block_size
-        end = count * block_size
-        self.tokens, self.block_size = tokens, block_size
-        self._inputs = tokens[:end].reshape(count, block_size)
-        self._targets = tokens[1:end + 1].reshape(count, block_size)
-
-    def __len__(self):
-        return len(self._inputs)
-
-    def __getitem__(self, index):
-        return tuple(Tensor(rows[index].astype(np.int64)) for rows in (self._inputs, self._targets))
-
-    def get_batch(self, indices):
-        """[inputs, targets], both int64 Tensors (len(indices), block_size)."""
-        indices = np.asarray(indices, dtype=np.int64)
-        return [Tensor(rows.take(indices, axis=0).astype(np.int64))
-                for rows in (self._inputs, self._targets)]
-
-
-@dataclass(frozen=True, eq=False)
-class Text:
-    """A text as characters, to be predicted one after the other.
-
-    train, test: Blocks of the first 90 % and the last 10 % of the text.
-    chars:       the vocabulary, a str of the text's different characters in order; the token of
-                 a character is its position in it.
-    """
-
-    kind: ClassVar[str] = "text"
-    name: str
-    train: Blocks
-    test: Blocks
-    chars: str
-
-    @property
-    def vocab_size(self):
-        return len(self.chars)
-
-    @property
-    def block_size(self):
-        return self.train.block_size
-
-    def encode(self, text):
-        """The tokens of a str, int64 (len(text),). Raises ValueError for other characters."""
-        codes, vocabulary = _codes(text), _codes(self.chars)
-        tokens = np.searchsorted(vocabulary, codes).clip(max=len(vocabulary) - 1)
-        unknown = np.flatnonzero(vocabulary[tokens] != codes)
-        if len(unknown):
-            raise ValueError(f"character {text[unknown[0]]!r} is not in the vocabulary "
-                             f"of {len(self.chars)} of {self.name}")
-        return tokens.astype(np.int64)
-
-    def decode(self, tokens):
-        """The str of a sequence of tokens (integers, array or Tensor of one axis)."""
-        tokens = np.asarray(tokens.array if isinstance(tokens, Tensor) else tokens, dtype=np.int64)
-        if tokens.size and not (0 <= tokens.min() and tokens.max() < len(self.chars)):
-            raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}: "
-                             f"the vocabulary has 0 to {len(self.chars) - 1}")
-        return "".join(self.chars[token] for token in tokens.tolist())
-
-
-def load(data, *, block_size=128, dtype=dtypes.float32):
-    """Load a data set by name, or from a file.
-
-    data: "digits": 1,437 + 360 images (1, 8, 8) in [0, 1] of 10 classes;
-          "plays":  1.1 MB of Shakespeare, 63 different characters;
+    data: "digits":  1,437 + 360 images (1, 8, 8) in [0, 1] of 10 classes;
+          "fashion": 4,300 + 500 images (1, 28, 28) in [0, 1] of 10 classes;
+          "plays":   1.1 MB of Shakespeare, 63 different characters;
           a path ending in .npz: `x` (N, ...) and `y` (N,), labels from 0; uint8 images are scaled
-          to [0, 1]; `x_test` and `y_test` too, or a fixed random tenth becomes the test set;
+          to [0, 1]; `x_test` and `y_test` too;
+          a folder with the four IDX files of MNIST (train-images-idx3-ubyte, ...), packed as .gz
+          or not; or an IDX file of images with its labels beside it. Bytes are scaled to [0, 1];
+          a path ending in .csv or .csv.gz: a row a sample, numbers, the label in the last column
+          or in the one that the header calls label, y or target (see `read_table`);
+          a folder of images, one folder for each class (see `find_images`), or of two such
+          folders, train and test (or val): each image RGB, resized and cut to a square;
           a path ending in .txt or .txt.gz: a text in UTF-8, by characters.
+          Where the data has no test part, a fixed random tenth becomes it.
     block_size: tokens in a sample of a text.
     dtype:      floating type of inputs that are not tokens.
-    Raises ValueError, in one line, for an unknown name and for a file that cannot serve.
+    image_size: height and width in pixels of the images of a folder.
+    Raises ValueError, in one line, for an unknown name and for files that cannot serve. (Images of
+    a folder are opened when they are asked for, and so is a damaged one found.)
     """
     dtype = dtypes.dtype(dtype)
     if not dtype.is_floating_point:
         raise ValueError(f"data cannot be {dtype.name}: a floating type is needed")
     if data == "digits":
-        return _classification(data, EMBEDDED / "digits.npz", dtype, scale=16)
+        return _arrays(data, read_npz(EMBEDDED / "digits.npz", dtype.storage, scale=16))
+    if data == "fashion":
+        return _arrays(data, read_npz(EMBEDDED / "fashion.npz", dtype.storage))
     if data == "plays":
-        return _text(data, EMBEDDED / "plays.txt.gz", block_size)
+        return load_text(data, EMBEDDED / "plays.txt.gz", block_size)
     path = os.fspath(data)
     if not os.path.exists(path):
         near = difflib.get_close_matches(path, NAMES, cutoff=0.4)
         near = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"{path!r} is neither a data set ({', '.join(NAMES)}) nor a file{near}")
-    if path.endswith(".npz"):
-        return _classification(path, path, dtype)
-    if path.endswith((".txt", ".txt.gz")):
-        return _text(path, path, block_size)
-    raise ValueError(f"{path}: data files are .npz (arrays x and y), .txt or .txt.gz")
+    return _from_path(path, block_size, dtype, image_size)
 
 
-def _classification(name, path, dtype, scale=None):
-    (x, y), *rest = read_npz(path, dtype.storage, scale)
-    if rest:
-        x_test, y_test = rest[0]
-    else:
-        if len(x) < 2:
-            raise ValueError(f"{path}: 1 sample cannot be split into training and test")
-        # Of the length alone: the same whatever the seed of the run, so that runs compare.
-        order = generator("split", len(x)).permutation(len(x))
-        train, test = np.split(order, [-max(1, len(x) // 10)])
-        x, x_test, y, y_test = x[train], x[test], y[train], y[test]
-    classes = 1 + int(max(y.max(), y_test.max()))
-    return Classification(name, TensorDataset(x, y), TensorDataset(x_test, y_test), classes,
-                          x.shape[1:])
+def _from_path(path, block_size, dtype, image_size):
+    lower = path.lower()
+    if lower.endswith(".npz"):
+        return _arrays(path, read_npz(path, dtype.storage))
+    if lower.endswith((".txt", ".txt.gz")):
+        return load_text(path, path, block_size)
+    if lower.endswith((".csv", ".csv.gz")):
+        return _arrays(path, [read_table(path, dtype.storage)])
+    if os.path.isdir(path):
+        pairs = idx_folder(path)
+        return _idx(path, pairs, dtype) if pairs else _images(path, image_size, dtype)
+    if is_idx(path):
+        return _idx(path, [(path, labels_beside(path))], dtype)
+    raise ValueError(f"{path}: data files are .npz (arrays x and y), .csv, IDX (MNIST's), .txt and "
+                     ".txt.gz, and folders of images")
 
 
-def _codes(text):
-    """The code points of a str: uint32 (len(text),)."""
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+def tenth(path, length):
+    """Indices of the training and of the test part, both int64, of data that has no test part.
+
+    Of the length alone: the same whatever the seed of the run, so that runs compare.
+    Raises ValueError if there is not one sample for each.
+    """
+    if length < 2:
+        raise ValueError(f"{path}: {length} sample cannot be split into training and test")
+    order = generator("split", length).permutation(length)
+    return np.split(order, [-max(1, length // 10)])
 
 
-def _text(name, path, block_size):
-    if not isinstance(block_size, (int, np.integer)) or block_size < 1:
-        raise ValueError(f"block_size should be a positive integer value, but got {block_size}")
-    codes = _codes(read_text(path))
-    # A table over all code points up to the largest: no sort of the whole text.
-    table = np.zeros(int(codes.max()) + 1, dtype=np.int32)
-    table[codes] = 1
-    vocabulary = np.flatnonzero(table)
-    smallest = np.uint8 if len(vocabulary) <= 256 else np.int32  # memory: 1 byte a character
-    table[vocabulary] = np.arange(len(vocabulary))
-    tokens = table[codes].astype(smallest)
-    train, test = np.split(tokens, [len(tokens) * 9 // 10])
-    if len(test) < block_size + 1:
-        raise ValueError(f"{path}: the last tenth of {len(tokens)} characters is {len(test)}, "
-                         f"but one block of {block_size} needs {block_size} + 1")
-    return Text(name, Blocks(train, block_size), Blocks(test, block_size),
-                "".join(map(chr, vocabulary)))
+def _arrays(name, parts):
+    """The Classification of [(x, y)] or [(x, y), (x_test, y_test)], all in memory.
+
+    x: floating, or uint8 for bytes that batches scale to [0, 1]: then a pair is (x, y, dtype).
+    """
+    if len(parts) == 1:
+        x, y, *dtype = parts[0]
+        parts = [(x[part], y[part], *dtype) for part in tenth(name, len(x))]
+    classes = 1 + max(int(y.max()) for _, y, *_ in parts)
+    train, test = [Pixels(*part) if len(part) == 3 else TensorDataset(*part) for part in parts]
+    return Classification(name, train, test, classes, parts[0][0].shape[1:])
+
+
+def _idx(name, pairs, dtype):
+    parts = [read_pair(images, labels, dtype) for images, labels in pairs]
+    shapes = [x.shape[1:] for x, *_ in parts]
+    if shapes[0] != shapes[-1]:
+        raise ValueError(f"{pairs[0][0]}: samples have shape {shapes[0]}, those of {pairs[1][0]} "
+                         f"{shapes[1]}")
+    return _arrays(name, parts)
+
+
+def _images(root, image_size, dtype):
+    classes, train, test = find_images(root)
+    if test is None:
+        train, test = [[train[i] for i in part] for part in tenth(root, len(train))]
+    train, test = [ImageFiles(part, image_size, dtype) for part in (train, test)]
+    return Classification(root, train, test, len(classes), train.input_shape, tuple(classes))

@@ -28,10 +28,8 @@ def read_npz(path, dtype, scale=None):
         raise ValueError(f"{path}: samples of x are {x.dtype} {x.shape[1:]}, "
                          f"those of x_test {x_test.dtype} {x_test.shape[1:]}")
     for xn, yn in parts:
-        x, y = arrays[xn], arrays[yn]
-        if x.ndim and y.ndim and len(x) != len(y):
-            raise ValueError(f"{path}: {xn} has {len(x)} samples, {yn} has {len(y)} labels")
-    return [(_samples(path, xn, arrays[xn], dtype, scale), _labels(path, yn, arrays[yn]))
+        same_length(path, xn, arrays[xn], yn, arrays[yn])
+    return [(samples(path, xn, arrays[xn], dtype, scale), labels(path, yn, arrays[yn]))
             for xn, yn in parts]
 
 
@@ -48,7 +46,7 @@ def _load_arrays(path):
                 parts = _parts(archive.files)
                 return parts, {name: np.asarray(archive[name]) for pair in parts for name in pair}
     except Exception as error:
-        raise ValueError(f"{path}: not a readable data set ({_reason(error)})") from None
+        raise ValueError(f"{path}: not a readable data set ({reason(error)})") from None
 
 
 def _parts(held):
@@ -63,8 +61,8 @@ def _parts(held):
     return parts
 
 
-def _reason(error):
-    """An exception's message cut to one short line; its type, if it has no message."""
+def reason(error):
+    """Why a file cannot be read: an exception's message cut to one short line; its type, if it has no message."""
     if "pickle" in str(error):  # NumPy's advice to allow pickle is not for files of strangers
         return "an array is damaged or holds Python objects"
     text = getattr(error, "strerror", None) or str(error)
@@ -72,8 +70,8 @@ def _reason(error):
     return line if len(line) <= 100 else line[:97] + "..."
 
 
-def _samples(path, name, x, dtype, scale):
-    """x as an array of `dtype`, scaled; the checks of x."""
+def samples(path, name, x, dtype, scale=None):
+    """The array `x` (N, ...) called `name` as `dtype`, scaled as in `read_npz`, or ValueError."""
     if x.dtype.kind not in "buif":
         raise ValueError(f"{path}: {name} has dtype {x.dtype}: numbers are needed")
     if x.ndim < 2 or x.size == 0:
@@ -92,8 +90,8 @@ def _samples(path, name, x, dtype, scale):
     return x
 
 
-def _labels(path, name, y):
-    """y as int64; the checks of y."""
+def labels(path, name, y):
+    """The labels `y` (N,) called `name` as int64, or ValueError."""
     if y.dtype.kind not in "ui":
         raise ValueError(f"{path}: {name} has dtype {y.dtype}: labels must be integers")
     if y.ndim != 1:
@@ -106,17 +104,32 @@ def _labels(path, name, y):
     return y.astype(np.int64)
 
 
-def read_text(path):
+def same_length(path, x_name, x, y_name, y):
+    """Raise ValueError unless there are as many labels as samples."""
+    if x.ndim and y.ndim and len(x) != len(y):
+        raise ValueError(f"{path}: {x_name} has {len(x)} samples, {y_name} has {len(y)} labels")
+
+
+def read_bytes(path, kind, packed):
+    """The content of a file; unpacked from gzip if `packed`, or, if that is None, if it looks so.
+
+    Raises ValueError, which calls the file a `kind`, if it cannot be read or unpacked.
+    """
+    try:
+        content = Path(path).read_bytes()
+        if content[:2] == b"\x1f\x8b" if packed is None else packed:
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable {kind} ({reason(error)})") from None
+    return content
+
+
+def read_text(path, kind="text file"):
     """Read a text file (UTF-8; unpacked if the name ends in .gz) as a str, lines ended by \\n.
 
     Raises ValueError for a file that cannot be read, is empty, or is not UTF-8.
     """
-    try:
-        data = Path(path).read_bytes()
-        if str(path).endswith(".gz"):
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable text file ({_reason(error)})") from None
+    data = read_bytes(path, kind, packed=str(path).lower().endswith(".gz"))
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,15 +1,19 @@
 """Data sets that are indexed by an integer, and the loader that makes batches of them.
 
 Names and semantics are PyTorch's, as far as they go here: map-style data sets, loaded by the
-rank's own thread. One thing is added, for speed: a data set with a method `get_batch(indices)`
-returns a whole collated batch at once, so that a batch of 64 is one fancy index instead of 64
-Python calls and a stack of their results.
+rank's own thread or by worker threads that run ahead of it. One thing is added, for speed: a data
+set with a method `get_batch(indices)` returns a whole collated batch at once, so that a batch of
+64 is one fancy index instead of 64 Python calls and a stack of their results.
 """
+
+from collections import deque
 
 import numpy as np
 
+from ..context import current, use
 from ..tensor import Tensor, from_numpy
-from .sampler import BatchSampler, RandomSampler, SequentialSampler
+from .draws import SampleContext, at_sample
+from .sampler import BatchSampler, RandomSampler, SequentialSampler, positive
 
 
 class Dataset:
@@ -20,7 +24,7 @@ class Dataset:
     """
 
     def __getitem__(self, index):
-        raise NotImplementedError(f"{type(self).__name__} has no __getitem__")
+        raise TypeError(f"{type(self).__name__} has no __getitem__")
 
 
 class TensorDataset(Dataset):
@@ -98,18 +102,33 @@ class DataLoader:
     batch_size, shuffle, drop_last: as their names say; or a `sampler`, an iterable of indices,
         that decides on the order; or a `batch_sampler`, an iterable of lists of indices, that
         decides on everything. An empty list gives an empty batch: tensors of shape (0, ...).
+    num_workers: threads that make batches ahead of the one that takes them; 0: none. Decoding and
+        array operations run beside it; Python code takes turns with it.
     collate_fn: makes a batch of a list of samples; `default_collate` if None.
     generator:  for `shuffle`; the rank's own, which `manual_seed` seeds, if None.
+    prefetch_factor: batches ahead for each worker; 2 if None.
 
     A data set with `get_batch(indices)` makes the batch itself, unless a collate_fn is given.
+    Batches, and their order, are the same for any number of workers, with random transforms too:
+    each sample draws from a generator of its own (see `minipar.data.draws`), for which `epoch`
+    counts the iterations, unless a sampler with `set_epoch` does. An exception in a worker is
+    raised when its batch is asked for. The threads end with the iteration, also when it is left
+    early: with the `for` loop or, of an iterator, when it is dropped or closed.
     Raises ValueError for arguments that exclude each other.
     """
 
-    def __init__(self, dataset, batch_size=1, shuffle=None, sampler=None, batch_sampler=None, *,
-                 collate_fn=None, drop_last=False, generator=None):
+    def __init__(self, dataset, batch_size=1, shuffle=None, sampler=None, batch_sampler=None,
+                 num_workers=0, collate_fn=None, *, drop_last=False, generator=None,
+                 prefetch_factor=None):
         if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
             raise TypeError("a DataLoader takes a data set with __getitem__ and __len__, "
                             f"not {type(dataset).__name__}")
+        if not isinstance(num_workers, (int, np.integer)) or num_workers < 0:
+            raise ValueError(f"num_workers should be an integer of at least 0, not {num_workers}")
+        if prefetch_factor is not None and num_workers == 0:
+            raise ValueError(f"prefetch_factor={prefetch_factor} batches for each of 0 workers: "
+                             "num_workers should be above 0")
+        ahead = 2 if prefetch_factor is None else positive("prefetch_factor", prefetch_factor)
         if sampler is not None and shuffle:
             raise ValueError("sampler option is mutually exclusive with shuffle")
         if batch_sampler is not None:
@@ -124,12 +143,27 @@ class DataLoader:
             batch_sampler = BatchSampler(sampler, batch_size, drop_last)
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
         self.sampler, self.batch_sampler, self.generator = sampler, batch_sampler, generator
+        self.num_workers, self.epoch = num_workers, 0
+        self.prefetch_factor = ahead if num_workers else None
         self.collate_fn = default_collate if collate_fn is None else collate_fn
         self._get_batch = getattr(dataset, "get_batch", None) if collate_fn is None else None
 
     def __iter__(self):
-        fetch = self._get_batch or self._collate
-        return (fetch(indices) for indices in self.batch_sampler)
+        epoch = next((sampler.epoch for sampler in (self.batch_sampler, self.sampler)
+                      if hasattr(sampler, "epoch")), self.epoch)
+        self.epoch += 1
+        rank, fetch = current().copy(), self._get_batch or self._collate
+
+        def make(indices):
+            context = SampleContext(rank, epoch)
+            context.at(indices[0] if len(indices) else None)  # for a get_batch that does not say
+            with use(context):
+                return fetch(indices)
+
+        if self.num_workers == 0:
+            return (make(indices) for indices in self.batch_sampler)
+        return _ahead(make, self.batch_sampler, self.num_workers,
+                      self.num_workers * self.prefetch_factor)
 
     def __len__(self):
         """Batches in an epoch."""
@@ -138,7 +172,26 @@ class DataLoader:
     def _collate(self, indices):
         """The batch of the samples at `indices`, without the data set's help."""
         if len(indices) == 0:  # a sample shows what the fields are; then it is cut away
-            return _emptied(self.collate_fn([self.dataset[0]]))
+            return _emptied(self.collate_fn([self._sample(0)]))
         if hasattr(self.dataset, "__getitems__"):
             return self.collate_fn(self.dataset.__getitems__(indices))
-        return self.collate_fn([self.dataset[i] for i in indices])
+        return self.collate_fn([self._sample(i) for i in indices])
+
+    def _sample(self, index):
+        at_sample(index)
+        return self.dataset[index]
+
+
+def _ahead(make, jobs, workers, ahead):
+    """Yield make(job) for each job in order, made by threads, up to `ahead` before their turn."""
+    from concurrent.futures import ThreadPoolExecutor
+    pool, made = ThreadPoolExecutor(workers, "minipar-data"), deque()
+    try:
+        for job in jobs:  # in the consumer's thread: samplers draw from the rank's generator
+            made.append(pool.submit(make, job))
+            if len(made) > ahead:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+    finally:  # also when the iterator is dropped
+        pool.shutdown(cancel_futures=True)

@@ -24,7 +24,7 @@ def permutation(length, seed, epoch):
     return counter_based(seed, "epoch", epoch).permutation(length)
 
 
-def _positive(name, value):
+def positive(name, value):
     """Raise ValueError unless `value` is an integer above zero."""
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not integer or value <= 0:
@@ -33,7 +33,7 @@ def _positive(name, value):
 
 
 def _check_rank(rank, num_replicas):
-    _positive("num_replicas", num_replicas)
+    positive("num_replicas", num_replicas)
     if not 0 <= rank < num_replicas:
         raise ValueError(f"Invalid rank {rank}, rank should be in the interval "
                          f"[0, {num_replicas - 1}]")
@@ -43,7 +43,7 @@ class Sampler:
     """Base of samplers: iterating yields indices (or, as a batch sampler, lists of them)."""
 
     def __iter__(self):
-        raise NotImplementedError(f"{type(self).__name__} has no __iter__")
+        raise TypeError(f"{type(self).__name__} has no __iter__")
 
 
 class SequentialSampler(Sampler):
@@ -74,7 +74,7 @@ class RandomSampler(Sampler):
             raise TypeError(f"generator should be a numpy.random.Generator, not {generator!r}")
         self.data_source, self.replacement = data_source, replacement
         self._num_samples, self.generator = num_samples, generator
-        _positive("num_samples", self.num_samples)
+        positive("num_samples", self.num_samples)
 
     @property
     def num_samples(self):
@@ -102,7 +102,7 @@ class BatchSampler(Sampler):
     """
 
     def __init__(self, sampler, batch_size, drop_last):
-        self.batch_size = _positive("batch_size", batch_size)
+        self.batch_size = positive("batch_size", batch_size)
         if not isinstance(drop_last, bool):
             raise ValueError(f"drop_last should be a boolean value, but got {drop_last=}")
         self.sampler, self.drop_last = sampler, drop_last
@@ -187,8 +187,8 @@ class GlobalBatchSampler(Sampler):
 
     def __init__(self, length, batch_size, *, rank=0, num_replicas=1, shuffle=True, seed=0,
                  drop_last=False):
-        self.length = _positive("length", length)
-        self.batch_size = _positive("batch_size", batch_size)
+        self.length = positive("length", length)
+        self.batch_size = positive("batch_size", batch_size)
         _check_rank(rank, num_replicas)
         if batch_size < num_replicas:
             raise ValueError(f"global batch {batch_size} < {num_replicas} ranks")
