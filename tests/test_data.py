@@ -61,6 +61,48 @@ def test_a_linear_classifier_on_digits_generalises():
     assert ((x_test @ w).argmax(1) == y_test).mean() > 0.9
 
 
+def test_fashion_is_430_and_50_images_of_each_of_10_classes_and_no_image_twice():
+    fashion = data.load("fashion")
+    assert (fashion.kind, fashion.num_classes) == ("classification", 10)
+    assert fashion.input_shape == (1, 28, 28)
+    images = set()
+    for part, count in ((fashion.train, 430), (fashion.test, 50)):
+        x, y = part.tensors
+        assert x.shape == (10 * count, 1, 28, 28) and x.dtype is minipar.float32
+        assert np.bincount(y.array).tolist() == [count] * 10 and y.dtype is minipar.int64
+        assert x.array.min() == 0 and x.array.max() == 1
+        images |= {row.tobytes() for row in x.array}
+    assert len(images) == 4800
+    # The first labels of the whole data set, 60,000 and 10,000 images.
+    assert fashion.train.tensors[1].tolist()[:10] == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
+    assert fashion.test.tensors[1].tolist()[:10] == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
+
+
+def test_all_embedded_data_together_has_at_most_2600000_bytes():
+    assert sum(p.stat().st_size for p in EMBEDDED.iterdir() if p.suffix != ".md") <= 2_600_000
+
+
+def test_a_small_cnn_learns_fashion_in_three_epochs():
+    from minipar import optim
+    from minipar.models import CNN
+    from minipar.nn import functional as F
+    minipar.manual_seed(0)
+    fashion = data.load("fashion")
+    model = CNN(fashion.input_shape, fashion.num_classes, channels=(8, 16))
+    optimizer = optim.AdamW(model.parameters(), 4e-3)
+    sampler = data.GlobalBatchSampler(len(fashion.train), 64)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for x, y in data.DataLoader(fashion.train, batch_sampler=sampler):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    (x, y), = data.DataLoader(fashion.test, 500)
+    with minipar.no_grad():
+        accuracy = (model(x).array.argmax(1) == y.array).mean()
+    assert accuracy > 0.8  # 0.1 by chance; the larger model reaches 0.89 in 10 epochs
+
+
 def test_plays_are_clean_text_whose_tokens_decode_to_the_file():
     plays = data.load("plays", block_size=64)
     text = gzip.decompress((EMBEDDED / "plays.txt.gz").read_bytes()).decode("ascii")
@@ -268,6 +310,7 @@ def test_missing_files_directories_and_unknown_names_are_one_line(tmp_path):
         check_one_line(tmp_path / name, "not a readable|nothing known")
     check_one_line("digit", "nor a file; did you mean digits")
     check_one_line("play", "did you mean plays")
+    check_one_line("fashion-mnist", "did you mean fashion")
     check_one_line("", "neither a data set")
 
 

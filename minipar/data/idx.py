@@ -20,6 +20,7 @@ import numpy as np
 from .files import labels, read_bytes, same_length, samples
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+MAX_AXES = 8
 FOLDER = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
           ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
 
@@ -36,6 +37,8 @@ def read_idx(path):
     if zero or code not in TYPES or not axes:
         raise ValueError(f"{path}: magic number 0x{content[:4].hex()} is not that of an IDX file "
                          "(0x00000803 for images, 0x00000801 for labels)")
+    if axes > MAX_AXES:
+        raise ValueError(f"{path}: {axes} axes: samples have at most {MAX_AXES - 1}")
     start = 4 + 4 * axes
     if len(content) < start:
         raise ValueError(f"{path}: a header of {axes} axes has {start} bytes, the file "
@@ -45,7 +48,7 @@ def read_idx(path):
     if found != expected:
         raise ValueError(f"{path}: the header says {' x '.join(map(str, shape))} elements of "
                          f"{dtype.itemsize} bytes = {expected} bytes, but {found} follow it")
-    if axes > 8 or found == 0:  # the first would be refused by NumPy, the second holds no sample
+    if found == 0:
         raise ValueError(f"{path}: an array of shape {shape} holds no samples")
     array = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return array.astype(dtype.newbyteorder("="), copy=False)
