@@ -304,7 +304,8 @@ def test_any_single_damaged_byte_of_an_npz_file_gives_value_error_or_valid_data(
 
 
 def test_missing_files_directories_and_unknown_names_are_one_line(tmp_path):
-    check_one_line(tmp_path / "missing.npz", r"neither a data set \(digits, fashion, plays\) nor a file$")
+    check_one_line(tmp_path / "missing.npz",
+                   r"neither a data set \(digits, fashion, plays\) nor a file$")
     for name in "directory.npz", "directory.txt", "directory":
         (tmp_path / name).mkdir()
         check_one_line(tmp_path / name, "not a readable|nothing known")

@@ -210,9 +210,9 @@ def test_random_transforms_of_a_folder_do_not_depend_on_workers_or_on_who_has_th
 def test_pillow_is_imported_by_the_first_image_and_not_by_minipar(tmp_path):
     root = write_classes(tmp_path / "r")
     code = ("import sys, minipar.data as d\n"
-            f"found = d.load({str(root)!r}, image_size=4)\n"
+            "d.load('digits')\n"
             "print('PIL' in sys.modules)\n"
-            "found.train.get_batch([0])\n"
+            f"d.load({str(root)!r}, image_size=4)\n"
             "print('PIL' in sys.modules)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=Path(__file__).parent.parent)
@@ -222,8 +222,9 @@ def test_pillow_is_imported_by_the_first_image_and_not_by_minipar(tmp_path):
 def test_without_pillow_an_image_says_in_one_line_what_to_install(tmp_path, monkeypatch):
     found = data.load(write_classes(tmp_path / "r"), image_size=4)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"needs Pillow: pip install 'minipar\[images\]'$"):
-        found.train.get_batch([0])
+    for call in lambda: found.train.get_batch([0]), lambda: data.load(tmp_path / "r"):
+        with pytest.raises(ValueError, match=r"needs Pillow: pip install 'minipar\[images\]'$"):
+            call()
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, None])

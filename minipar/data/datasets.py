@@ -64,8 +64,9 @@ def load(data, *, block_size=128, dtype=dtypes.float32, image_size=64):
     block_size: tokens in a sample of a text.
     dtype:      floating type of inputs that are not tokens.
     image_size: height and width in pixels of the images of a folder.
-    Raises ValueError, in one line, for an unknown name and for files that cannot serve. (Images of
-    a folder are opened when they are asked for, and so is a damaged one found.)
+    Raises ValueError, in one line, for an unknown name and for files that cannot serve. Of images
+    in folders only the headers are read here (see `ImageFiles.check`): one that is damaged behind
+    its header raises the same when it is asked for.
     """
     dtype = dtypes.dtype(dtype)
     if not dtype.is_floating_point:
@@ -140,4 +141,6 @@ def _images(root, image_size, dtype):
     if test is None:
         train, test = [[train[i] for i in part] for part in tenth(root, len(train))]
     train, test = [ImageFiles(part, image_size, dtype) for part in (train, test)]
+    for part in train, test:
+        part.check()
     return Classification(root, train, test, len(classes), train.input_shape, tuple(classes))

@@ -62,7 +62,7 @@ def _parts(held):
 
 
 def reason(error):
-    """Why a file cannot be read: an exception's message cut to one short line; its type, if it has no message."""
+    """Why a file cannot be read: an exception's message cut to one short line, or its type."""
     if "pickle" in str(error):  # NumPy's advice to allow pickle is not for files of strangers
         return "an array is damaged or holds Python objects"
     text = getattr(error, "strerror", None) or str(error)

@@ -32,7 +32,8 @@ def read_idx(path):
     """
     content = read_bytes(path, "IDX file", packed=None)
     if len(content) < 4:
-        raise ValueError(f"{path}: {len(content)} bytes: an IDX file begins with a magic number of 4")
+        raise ValueError(f"{path}: {len(content)} bytes: an IDX file begins with a magic number "
+                         "of 4")
     zero, code, axes = struct.unpack(">HBB", content[:4])
     if zero or code not in TYPES or not axes:
         raise ValueError(f"{path}: magic number 0x{content[:4].hex()} is not that of an IDX file "

@@ -19,6 +19,11 @@ KEPT_BYTES = 256 * 2**20  # ImageFiles that fit in here are decoded once
 
 def default_loader(path):
     """The image in a file as an RGB Pillow image. Raises ValueError, naming the file."""
+    return _with_image(path, lambda image: image.convert("RGB"))
+
+
+def _with_image(path, action):
+    """action(Pillow image of a file, of which only the header is read yet)."""
     try:
         from PIL import Image
     except ImportError:
@@ -26,7 +31,7 @@ def default_loader(path):
                          ) from None
     try:  # damaged files raise a dozen exception types from Pillow's decoders
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return action(image)
     except Exception as error:
         # What Pillow says of a file that it does not know repeats the path.
         why = "" if "cannot identify" in str(error) else f" ({reason(error)})"
@@ -207,6 +212,14 @@ class ImageFiles(Pixels):
         super().__init__(np.empty(shape if kept else (0, *shape[1:]), np.uint8), labels, dtype)
         self._read = np.zeros(len(self.paths) if kept else 0, bool)
         self._resize, self._crop = Resize(image_size), CenterCrop(image_size)
+
+    def check(self):
+        """Raise ValueError if a file does not begin like an image, or if Pillow is missing.
+
+        Headers only, and if the images are not kept, as they are too many, only of the first one.
+        """
+        for path in self.paths if len(self._read) else self.paths[:1]:
+            _with_image(path, lambda image: image.size)
 
     def _rows(self, indices):
         if not len(self._read):

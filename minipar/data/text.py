@@ -91,7 +91,7 @@ def _codes(text):
 
 
 def load_text(name, path, block_size):
-    """The `Text` of a file in UTF-8; `name` is what it is called. Raises ValueError, in one line."""
+    """The `Text` of a file in UTF-8; `name` is what it is called. Raises ValueError in one line."""
     if not isinstance(block_size, (int, np.integer)) or block_size < 1:
         raise ValueError(f"block_size should be a positive integer value, but got {block_size}")
     codes = _codes(read_text(path))
