@@ -109,6 +109,7 @@ EXPECTED = [row[:2] for row in ROWS], [row[2] for row in ROWS]
     "a,y,b\n0.5,1,-2\n1.5,0,3e3\n2.5,2,0.25\n",
     "target,a,b\n1,0.5,-2\n0,1.5,3e3\n2,2.5,0.25\n",
     "y,a,label\n0.5,-2,1\n1.5,3e3,0\n2.5,0.25,2\n",                 # label goes before y
+    "0,1,label\n0.5,-2,1\n1.5,3e3,0\n2.5,0.25,2\n",                 # numbered columns
     "a;b;c\n0.5;-2;1\n1.5;3e3;0\n2.5;0.25;2\n",
     "0.5\t-2\t1\n1.5\t3e3\t0\n2.5\t0.25\t2\n",
     '"a, long","b","y"\n"0.5","-2","1"\n1.5,"3e3",0\n2.5,0.25,2\n',
