@@ -8,7 +8,7 @@ import pytest
 import minipar as mp
 from minipar import nn, options, optim, train
 from minipar.comm import collective, recv, recv_reduce, run_threads, send, world
-from minipar.data.datasets import Blocks
+from minipar.data import Blocks
 from minipar.models import CNN, MLP
 from minipar.parallel import DistributedDataParallel
 from minipar.tensor import Tensor
