@@ -56,7 +56,10 @@ def parser():
                 "Train a model on all ranks of the job. Start it alone, or with mpirun -n N.")
     add = p.add_argument
     add("--model", type=_one_of(MODELS), default="mlp", help="mlp (default), cnn or gpt")
-    add("--data", help="digits, plays, or a file: .npz with x and y, or .txt")
+    add("--data", help="digits, fashion, plays; a file: .npz with x and y, .csv, .txt; a folder of "
+        "IDX files, or of images in a folder for each class")
+    add("--image-size", type=count, default=64, metavar="PIXELS",
+        help="height and width of the images in a folder (default 64)")
     length = p.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=count, help="passes over the training set")
     length.add_argument("--steps", type=count, help="optimizer steps")

@@ -36,7 +36,11 @@ from .tensor import Tensor
 
 
 class Failed(RuntimeError):
-    """Training cannot go on; the message is for the user."""
+    """Training cannot go on; the message is for the user. Raised by one rank, or by all."""
+
+    def __init__(self, message, by_all=False):
+        super().__init__(message)
+        self.by_all = by_all
 
 
 def loss_and_count(logits, targets):
@@ -66,7 +70,7 @@ def train_step(model, optimizer, batch, shard, o, step, stop=False):
             loss.backward()
     reduction.wait()
     if not math.isfinite(totals[0]):
-        raise Failed(f"loss is {totals[0]} at step {step + 1}; {first_bad(model.module)}")
+        raise Failed(f"loss is {totals[0]} at step {step + 1}; {first_bad(model.module)}", True)
     optimizer.step(scale=1 / max(totals[1], 1), max_norm=o.clip)
     return totals[0] / max(totals[1], 1), totals[2] > 0
 
@@ -118,7 +122,8 @@ class Job:
         set_default_dtype(o.dtype)
         self.folder = CheckpointFolder(o.checkpoint, o.checkpoint_keep) if o.checkpoint else None
         try:
-            self.data = datasets.load(o.data, block_size=o.block_size, dtype=dtypes.dtype(o.dtype))
+            self.data = datasets.load(o.data, block_size=o.block_size,
+                                      dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
             self.sampler = GlobalBatchSampler(len(self.data.train), o.batch_size, rank=comm.rank,
                                               num_replicas=comm.size, seed=o.seed)
             module = build_model(o, self.data)
@@ -232,7 +237,7 @@ class Job:
         rate = learning_rate(self.o, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self.data.train.get_batch(shard.indices)
+        batch = self._batch(self.data.train, shard)
         loss, stop = train_step(self.model, self.optimizer, batch, shard, self.o, step,
                                 self.interrupt.requested)
         seconds = time.perf_counter() - started
@@ -243,6 +248,12 @@ class Job:
                           grad_norm=self.optimizer.grad_norm)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
+
+    def _batch(self, dataset, shard):
+        try:
+            return dataset.get_batch(shard.indices)
+        except ValueError as error:  # an image that is damaged behind its header
+            raise Failed(str(error)) from None
 
     def _evaluate(self, step):
         loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
@@ -294,7 +305,7 @@ def main(argv=None, interrupt=None):
               one_blas_thread() if comm.size > 1 else nullcontext()):
             run(o, comm, interrupt)
     except (UsageError, Failed) as error:
-        if comm.rank == 0:
+        if comm.rank == 0 or not getattr(error, "by_all", True):
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
