@@ -43,6 +43,14 @@ class Failed(RuntimeError):
         self.by_all = by_all
 
 
+def read(dataset, shard):
+    """The samples of a shard: [inputs, targets]."""
+    try:
+        return dataset.get_batch(shard.indices)
+    except ValueError as error:  # an image that is damaged behind its header
+        raise Failed(str(error)) from None
+
+
 def loss_and_count(logits, targets):
     """Sum of the cross-entropies over all targets, and how many there are."""
     classes = logits.shape[-1]
@@ -93,7 +101,7 @@ def evaluate(model, dataset, batch_size):
     model.eval()
     with no_grad():
         for shard in sampler.shards(0):
-            inputs, targets = dataset.get_batch(shard.indices)
+            inputs, targets = read(dataset, shard)
             logits = model(inputs)
             loss, count = loss_and_count(logits, targets)
             hits = (logits.array.argmax(axis=-1) == targets.array).sum()
@@ -237,7 +245,7 @@ class Job:
         rate = learning_rate(self.o, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = self._batch(self.data.train, shard)
+        batch = read(self.data.train, shard)
         loss, stop = train_step(self.model, self.optimizer, batch, shard, self.o, step,
                                 self.interrupt.requested)
         seconds = time.perf_counter() - started
@@ -248,12 +256,6 @@ class Job:
                           grad_norm=self.optimizer.grad_norm)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
-
-    def _batch(self, dataset, shard):
-        try:
-            return dataset.get_batch(shard.indices)
-        except ValueError as error:  # an image that is damaged behind its header
-            raise Failed(str(error)) from None
 
     def _evaluate(self, step):
         loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
