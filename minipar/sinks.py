@@ -47,13 +47,14 @@ class Deferred:
 class Sink:
     """The gradient of one leaf: `shape`, `dtype`, an optional fixed `buffer`, and a fresh flag."""
 
-    __slots__ = ("shape", "dtype", "buffer", "fresh", "hooks")
+    __slots__ = ("shape", "dtype", "buffer", "fresh", "hooks", "filters")
 
     def __init__(self, shape, dtype, buffer=None):
         self.shape, self.dtype = shape, dtype
         self.buffer = buffer  # None until the first gradient, unless someone places it
         self.fresh = True  # no gradient since the last reset
-        self.hooks = []  # called without arguments when the gradient is complete
+        self.hooks = {}  # of callables without arguments, for when the gradient is complete
+        self.filters = None  # of hooks that each backward's gradient passes through (`hooks.py`)
 
     def out_buffer(self):
         """The array to assign the gradient to (`matmul(out=...)`), or None if it has one already.
@@ -82,6 +83,22 @@ class Sink:
             out[...] = gradient
         self.fresh = False
 
+    def filtered(self, gradient, pending):
+        """What the filters make of the sum over a leaf's uses in one backward, after the last one.
+
+        pending: {sink: its uses to come} of that backward, in which the sum is kept until then.
+        """
+        key = "sum", self
+        if gradient is not None:
+            gradient = gradient.array() if gradient.__class__ is Deferred else gradient
+            pending[key] = pending[key] + gradient if key in pending else gradient
+        if pending[self] > 1 or key not in pending:
+            return None
+        total = pending.pop(key)
+        for function in tuple(self.filters.values()):
+            total = function(total)
+        return total
+
     def reset(self):
         """Forget the gradient; the buffer stays and is assigned to next time."""
         self.fresh = True
@@ -94,3 +111,8 @@ class Sink:
         if not self.fresh:
             buffer[...] = self.buffer
         self.buffer = buffer
+
+    def convert(self, dtype):
+        """Change to another NumPy dtype, with the gradient it holds."""
+        self.dtype = dtype
+        self.buffer = None if self.fresh else self.buffer.astype(dtype)

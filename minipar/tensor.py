@@ -132,24 +132,19 @@ class Tensor:
         if value is not None:
             self.sink.deposit(value.array if isinstance(value, Tensor) else np.asarray(value))
 
-    def register_post_accumulate_grad_hook(self, hook):
-        """Call `hook(tensor)` each time a backward has written all of this leaf's gradient.
-
-        Returns a callable that removes the hook.
-        """
-        if not self.requires_grad or self.node is not None:
-            raise RuntimeError("a grad hook is for a leaf that requires grad")
-        this = weakref.ref(self)  # the sink must not keep its tensor alive
-        entry = lambda: hook(this())  # noqa: E731
-        self.sink.hooks.append(entry)
-        return lambda: self.sink.hooks.remove(entry)
-
     def backward(self, gradient=None, retain_graph=False):
         """Add the gradients of this tensor to the leaves it was computed from.
 
         gradient: of the same shape; 1 if the tensor has one element.
         """
         backward([self], None if gradient is None else [gradient], retain_graph)
+
+    def __reduce__(self):
+        """Pickling and copying take the elements along: no graph, no gradient, no sharing."""
+        if self.node is not None:
+            raise RuntimeError(f"only a leaf is pickled or copied, not what {self.node} made: "
+                               f"use .detach()")
+        return type(self), (self.array, self.requires_grad)
 
     def __len__(self):
         if not self.shape:
@@ -371,11 +366,13 @@ def _accumulate(node, g):
 
 def _deposit(sink, g, pending):
     """One use of a leaf is done; after the last its gradient is complete."""
+    if sink.filters:
+        g = sink.filtered(g, pending)
     if g is not None:
         sink.deposit(g)
     pending[sink] -= 1
     if pending[sink] == 0 and not sink.fresh:
-        for hook in sink.hooks:
+        for hook in tuple(sink.hooks.values()):
             hook()
 
 

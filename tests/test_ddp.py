@@ -371,10 +371,10 @@ def test_after_a_backward_that_failed_the_next_one_is_reduced():
 
         def fail(parameter):
             raise ArithmeticError("from a hook")
-        remove = model.module[3].weight.register_post_accumulate_grad_hook(fail)
+        handle = model.module[3].weight.register_post_accumulate_grad_hook(fail)
         with pytest.raises(ArithmeticError):
             total_loss(model, X[r::2], Y[r::2])[0].backward()
-        remove()
+        handle.remove()
         model.zero_grad()
         total_loss(model, X[r::2], Y[r::2])[0].backward()
         return grads(model.module)

@@ -41,10 +41,10 @@ def test_hooks_fire_in_reverse_order_of_use_as_soon_as_they_can():
 
 def test_a_hook_can_be_removed_and_is_only_for_leaves():
     x, seen = leaf(1.0), []
-    remove = x.register_post_accumulate_grad_hook(lambda t: seen.append(1))
+    handle = x.register_post_accumulate_grad_hook(lambda t: seen.append(1))
     x.register_post_accumulate_grad_hook(lambda t: seen.append(2))
     (x * 2).backward()
-    remove()
+    handle.remove()
     (x * 2).backward()
     assert seen == [1, 2, 2]
     for t in (x * 2, mp.tensor([1.0])):

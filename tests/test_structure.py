@@ -10,7 +10,7 @@ PACKAGE = ROOT / "minipar"
 
 # Layers, lowest first. A module imports from its own layer and from lower ones.
 LAYERS = [
-    {"dtypes", "random", "context", "sinks", "memory", "tensor", "launch"},
+    {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "launch"},
     {"ops"},
     {"nn", "optim", "models"},
     {"comm"},
@@ -18,7 +18,7 @@ LAYERS = [
     {"parallel", "trace"},
     {"options", "build", "interrupt", "report", "train", "doctor", "cli", "__main__"},
 ]
-RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks"}
+RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks"}
 
 
 def layer_of(module):

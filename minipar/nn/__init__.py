@@ -1,6 +1,6 @@
 """Neural network modules, under PyTorch's names. Knows no ranks."""
 
-from . import functional, init
+from . import functional, init, utils
 from .layers import (Conv2d, Dropout, Embedding, Flatten, GELU, LayerNorm, Linear, MaxPool2d,
                      ModuleList, ReLU, Sequential, Tanh)
 from .module import Module
@@ -8,4 +8,4 @@ from .parameter import Parameter
 
 __all__ = ["Conv2d", "Dropout", "Embedding", "Flatten", "GELU", "LayerNorm", "Linear",
            "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "Tanh",
-           "functional", "init"]
+           "functional", "init", "utils"]

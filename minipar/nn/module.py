@@ -1,16 +1,25 @@
 """Module: a tree of parameters, buffers and sub-modules, as in PyTorch. Knows no ranks."""
 
-import copy
 import weakref
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 
 from ..context import current, no_grad
 from ..tensor import Tensor
+from .convert import Conversions
+from .hooks import Hooks
 from .parameter import Parameter
 
 
-class Module:
+class IncompatibleKeys(NamedTuple):
+    """What load_state_dict did without."""
+    missing_keys: list
+    unexpected_keys: list
+
+
+class Module(Hooks, Conversions):
     """Base class of models and layers. Sub-classes define `forward`.
 
     Parameters, modules and buffers that are set as attributes are found by name. Each also
@@ -28,10 +37,10 @@ class Module:
 
     def __call__(self, *args, **kwargs):
         recorder = current().recorder
-        if recorder is None:
+        if recorder is None and self._hooks is None:
             return self.forward(*args, **kwargs)
-        with recorder.call(self):
-            return self.forward(*args, **kwargs)
+        with nullcontext() if recorder is None else recorder.call(self):
+            return self._call_with_hooks(args, kwargs)
 
     def __setattr__(self, name, value):
         if "_modules" not in self.__dict__:
@@ -43,17 +52,29 @@ class Module:
                 if value is not None and not isinstance(value, kind):
                     raise TypeError(f"{name} is a {kind.__name__} here, "
                                     f"not {type(value).__name__}")
+                self._release(name)
                 registry[name] = value
         if isinstance(value, Parameter):
             self._parameters[name] = value
             value.attach(self, name)
         elif isinstance(value, Module):
             self._modules[name] = value
-            if self.names_children and value._parent is None:
-                value.__dict__.update(_parent=weakref.ref(self), _key=name)
+            self._adopt(name, value)
         object.__setattr__(self, name, value)
 
+    def _adopt(self, name, child):
+        """A module is named by the first one that it became part of."""
+        if self.names_children and child._parent is None:
+            child.__dict__.update(_parent=weakref.ref(self), _key=name)
+
+    def _release(self, name):
+        child = self._modules.get(name)
+        if child is not None and child._parent and (
+                child._parent() is self and child._key == name):
+            child.__dict__.update(_parent=None, _key="")
+
     def __delattr__(self, name):
+        self._release(name)
         for registry in (self._parameters, self._modules, self._buffers):
             registry.pop(name, None)
         object.__delattr__(self, name)
@@ -73,7 +94,15 @@ class Module:
             setattr(self, name, param)
 
     def add_module(self, name, module):
+        """Register a sub-module, or None, under a name that is no attribute yet and has no dot."""
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"{name} is a Module here, not {type(module).__name__}")
+        if not name or "." in name or (hasattr(self, name) and name not in self._modules):
+            raise KeyError(f"{type(self).__name__} cannot have a module named {name!r}")
+        self._modules.setdefault(name)
         setattr(self, name, module)
+
+    register_module = add_module
 
     # The tree
 
@@ -117,6 +146,23 @@ class Module:
 
     def buffers(self, recurse=True):
         return (b for _, b in self.named_buffers(recurse=recurse))
+
+    def get_submodule(self, target):
+        """The module at a path such as "body.0". Raises AttributeError if there is none."""
+        module = self
+        for key in target.split(".") if target else ():
+            module = module._modules.get(key)
+            if module is None:
+                raise AttributeError(f"{type(self).__name__} has no module {target!r}")
+        return module
+
+    def get_parameter(self, target):
+        """The parameter at a path such as "body.0.weight"; AttributeError if there is none."""
+        path, _, key = target.rpartition(".")
+        parameter = self.get_submodule(path)._parameters.get(key)
+        if parameter is None:
+            raise AttributeError(f"{type(self).__name__} has no parameter {target!r}")
+        return parameter
 
     def apply(self, function):
         """Call `function` on every module below, then on this one; returns self."""
@@ -177,24 +223,25 @@ class Module:
             parameter.requires_grad_(requires_grad)
         return self
 
-    def __deepcopy__(self, memo):
-        twin = memo[id(self)] = object.__new__(type(self))
-        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()
-                              if k != "_parent"}, _parent=None)
-        for key, tensor in twin._parameters.items():
-            if tensor is not None:
-                tensor.attach(twin, key)
-        for key, module in twin.named_children():
-            if twin.names_children and module._parent is None:
-                module.__dict__.update(_parent=weakref.ref(twin), _key=key)
-        return twin
+    def __getstate__(self):
+        """What is copied and pickled: everything but the way to the parent."""
+        return {**self.__dict__, "_parent": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        for key, parameter in self._parameters.items():
+            if parameter is not None:
+                parameter.attach(self, key)
+        for key, module in self.named_children():
+            self._adopt(key, module)
 
     # State
 
     def state_dict(self):
         """{qualified name: tensor} of parameters and persistent buffers, sharing their memory.
 
-        A tied parameter stands under each of its names, as in PyTorch.
+        A tied parameter stands under each of its names, as in PyTorch. Where parameters are moved
+        later (an optimizer or data parallelism lays them out flat; `.to`), it keeps the old ones.
         """
         return {name: tensor.detach() for name, tensor in self._state()}
 
@@ -215,7 +262,8 @@ class Module:
         """Copy tensors or arrays into the parameters and buffers of the same names.
 
         Raises RuntimeError naming every missing, unexpected (if `strict`) and misshapen key, and
-        then changes nothing. Returns (missing keys, unexpected keys).
+        then changes nothing. A parameter that is not materialised does not draw its values first.
+        Returns (missing_keys, unexpected_keys).
         """
         own = dict(self._state())
         given = {k: v.array if isinstance(v, Tensor) else np.asarray(v)
@@ -232,8 +280,10 @@ class Module:
         with no_grad():
             for key, tensor in own.items():
                 if key in given:
+                    if isinstance(tensor, Parameter):
+                        tensor.allocate()
                     tensor.copy_(given[key])
-        return missing, unexpected
+        return IncompatibleKeys(missing, unexpected)
 
     def extra_repr(self):
         return ""

@@ -8,6 +8,8 @@ ones, and a model that is cut before it is materialised is never whole anywhere.
 
 import weakref
 
+import numpy as np
+
 from .. import dtypes, random
 from ..context import current
 from ..tensor import Storage, Tensor
@@ -77,6 +79,29 @@ class Parameter(Tensor):
             values = self.initializer(self.generator(), self._shape)
             self.array = values.astype(self._dtype, copy=False)
 
+    def allocate(self):
+        """Memory without values, for who is about to write them all; nothing if there is some."""
+        if not self.is_materialized:
+            self.array = np.empty(self._shape, self._dtype)
+
+    def check_convertible(self, dtype):
+        """Raise RuntimeError if the parameter cannot become one of another DType."""
+        if dtype is not self.dtype and self.storage.owner is not None:
+            raise RuntimeError(f"{self.qualified_name() or 'a parameter'} lies in flat memory, "
+                               f"which an optimizer or data parallelism holds: convert it to "
+                               f"{dtype.name} before making them")
+
+    def convert(self, dtype):
+        """Become a parameter of a floating DType, with its gradient; stay without memory if so."""
+        if dtype is self.dtype:
+            return
+        self._dtype = dtype.storage
+        if self.is_materialized:
+            self.array = self.array.astype(self._dtype)
+            self.storage.version += 1  # a graph that saved it cannot go back
+        if self._sink is not None:
+            self._sink.convert(self._dtype)
+
     def generator(self):
         """The generator of this parameter's initial values: a function of seed and name."""
         name = self.qualified_name()
@@ -103,6 +128,25 @@ class Parameter(Tensor):
 
     def __deepcopy__(self, memo):
         """A parameter with the same values in memory of its own, and without a gradient."""
-        twin = Parameter(Tensor(self.array.copy()), self.requires_grad)
-        twin.initializer, twin._seed, twin.name = self.initializer, self._seed, self.name
-        return twin
+        self.materialize()
+        return _remake(type(self), self.array.copy(), *self.__reduce__()[1][2:])
+
+    def __reduce__(self):
+        """Pickled are the values, or the recipe with the name it has now; no gradient, no hooks.
+
+        In flat memory or not, what is unpickled is an ordinary parameter.
+        """
+        if self.is_materialized:
+            array, recipe, name = self.array, None, self.name
+        else:
+            array, recipe, name = None, self.initializer, self.qualified_name()
+        return _remake, (type(self), array, self._shape, self.dtype, self.requires_grad, recipe,
+                         self._seed, name)
+
+
+def _remake(cls, array, shape, dtype, requires_grad, initializer, seed, name):
+    parameter = cls.lazy(*shape, initializer=initializer, dtype=dtype)
+    if array is not None:
+        parameter.array = array
+    parameter.requires_grad, parameter._seed, parameter.name = requires_grad, seed, name
+    return parameter

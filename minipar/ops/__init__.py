@@ -3,7 +3,7 @@
 Importing this package gives Tensor its methods and operators.
 """
 
-from . import inplace  # noqa: F401  (methods only)
+from . import cast, inplace  # noqa: F401  (methods only)
 from .activation import gelu, relu, sigmoid
 from .activation import leaky_relu, silu  # noqa: F401  (of nn.functional, as what follows so)
 from .attention import scaled_dot_product_attention  # noqa: F401
