@@ -40,9 +40,10 @@ class Hooks:
     def register_full_backward_hook(self, hook, prepend=False):
         """Call hook(module, grad_input, grad_output) when backward has passed; returns a handle.
 
-        Both are tuples with one entry per positional argument and per output, None for those
-        without a gradient. A tuple that the hook returns takes the place of grad_input. If no
-        argument requires a gradient, the hook runs as soon as grad_output is known.
+        Both are tuples with one entry per positional argument and per output: None for what is no
+        tensor and for an unused output, zeros for a tensor without a gradient among the arguments.
+        A tuple that the hook returns takes the place of grad_input. If no argument requires a
+        gradient, all of it is None and the hook runs as soon as grad_output is known.
         """
         return self._register("backward", hook, prepend)
 
@@ -77,10 +78,10 @@ class _Backward:
 
     def __init__(self, module, hooks):
         self.module, self.hooks = module, hooks
-        self.grad_output, self.inputs, self.gated = None, 0, False
+        self.grad_output, self.inputs, self.gated = None, (), False
 
     def enter(self, args):
-        self.inputs = len(args)
+        self.inputs = [(a.shape, a.array.dtype) if isinstance(a, Tensor) else None for a in args]
         args, self.gated = _gate(args, self._passed)
         return args
 
@@ -92,7 +93,7 @@ class _Backward:
         """All gradients of the outputs (arrays or None) are known."""
         self.grad_output = _tensors(gradients)
         if not self.gated and any(g is not None for g in
-                                  self._run((None,) * self.inputs)):
+                                  self._run((None,) * len(self.inputs))):
             raise RuntimeError("a backward hook gave gradients to a module of which no input "
                                "requires one")
         return gradients
@@ -101,7 +102,8 @@ class _Backward:
         """All gradients of the inputs are known; returns those to go on."""
         if self.grad_output is None:  # a gradient that did not come through the output
             return gradients
-        given = self._run(_tensors(gradients))
+        given = self._run(_tensors(np.zeros(*like) if g is None and like else g
+                                   for g, like in zip(gradients, self.inputs)))
         return [g if new is None or g is None else fitting(new, g)
                 for g, new in zip(gradients, given)]
 

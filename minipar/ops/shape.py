@@ -1,7 +1,7 @@
-"""Shapes and types: views where NumPy can make one, as in PyTorch, else copies.
+"""Shapes: views where NumPy can make one, as in PyTorch, else copies.
 
 A view shares its tensor's storage, so an in-place change of one counts as a change of the other.
-Indexing stands in `indexing.py`.
+Indexing stands in `indexing.py`, conversion of types in `cast.py`.
 """
 
 import math
@@ -9,9 +9,8 @@ from operator import index
 
 import numpy as np
 
-from .. import dtypes
 from ..tensor import Tensor, record
-from .base import Like, method, normal_dim, quiet, unbroadcast
+from .base import Like, method, normal_dim, unbroadcast
 
 
 def _sizes(args):
@@ -206,34 +205,3 @@ def contiguous(x):
     if x.array.flags.c_contiguous:
         return x
     return record(np.ascontiguousarray(x.array), (x,), lambda g: (g,))
-
-
-@method()
-@quiet
-def to(x, dtype):
-    """x converted to `dtype`; x itself if it has that type.
-
-    Between floating types the gradient is converted back; to others there is none.
-    """
-    a, dtype = x.array, dtypes.dtype(dtype)
-    old = a.dtype
-    if dtype.storage == old:
-        return x
-    out = a.astype(dtype.storage)
-    if not dtype.is_floating_point:
-        return Tensor(out)
-    return record(out, (x,), lambda g: (g.astype(old),))
-
-
-def _cast(name, dtype):
-    def convert(x):
-        return to(x, dtype)
-    convert.__name__ = name
-    convert.__doc__ = f"x.to({dtype!r})."
-    method(name)(convert)
-
-
-_cast("half", dtypes.float16)
-_cast("float", dtypes.float32)
-_cast("double", dtypes.float64)
-_cast("long", dtypes.int64)

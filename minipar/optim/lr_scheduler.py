@@ -8,6 +8,7 @@ it has to say.
 import math
 from bisect import bisect_right
 from collections import Counter
+from types import FunctionType
 
 from .optimizer import Optimizer
 
@@ -99,7 +100,7 @@ class LambdaLR(LRScheduler):
     def state_dict(self):
         """As of every scheduler, without the functions; objects that are called keep theirs."""
         return {**super().state_dict(), "lr_lambdas": [
-            None if type(f) is type(lambda: 0) else dict(f.__dict__) for f in self.lr_lambdas]}
+            None if isinstance(f, FunctionType) else dict(f.__dict__) for f in self.lr_lambdas]}
 
     def load_state_dict(self, state_dict):
         functions = self.lr_lambdas
@@ -256,6 +257,12 @@ class SequentialLR(LRScheduler):
         else:
             scheduler.step()
         self._last_lr = scheduler.get_last_lr()
+
+    def restart(self):
+        self.last_epoch = 0
+        first = self._schedulers[bisect_right(self._milestones, 0)]
+        first.restart()
+        self._last_lr = first.get_last_lr()
 
     def state_dict(self):
         return {**super().state_dict(), "_schedulers": [s.state_dict() for s in self._schedulers]}
