@@ -121,6 +121,14 @@ class Module(Hooks, Conversions):
         return (module for _, module in self.named_modules())
 
     def named_children(self):
+        """(name, module) of those just below, each module once."""
+        seen = set()
+        for key, module in self._present():
+            if module not in seen:
+                seen.add(module)
+                yield key, module
+
+    def _present(self):
         return ((key, module) for key, module in self._modules.items() if module is not None)
 
     def children(self):
@@ -232,7 +240,7 @@ class Module(Hooks, Conversions):
         for key, parameter in self._parameters.items():
             if parameter is not None:
                 parameter.attach(self, key)
-        for key, module in self.named_children():
+        for key, module in self._present():
             self._adopt(key, module)
 
     # State
@@ -255,7 +263,7 @@ class Module(Hooks, Conversions):
     def _all_paths(self, path):
         """Like named_modules, but a shared module under each of its names."""
         yield path, self
-        for key, module in self.named_children():
+        for key, module in self._present():
             yield from module._all_paths(f"{path}.{key}" if path else key)
 
     def load_state_dict(self, state_dict, strict=True):
@@ -290,6 +298,6 @@ class Module(Hooks, Conversions):
 
     def __repr__(self):
         lines = [f"({key}): " + repr(module).replace("\n", "\n  ")
-                 for key, module in self.named_children()]
+                 for key, module in self._present()]
         body = "\n  " + "\n  ".join(lines) + "\n" if lines else self.extra_repr()
         return f"{type(self).__name__}({body})"
