@@ -235,8 +235,8 @@ class SequentialLR(LRScheduler):
 
     def __init__(self, optimizer, schedulers, milestones, last_epoch=-1):
         if len(milestones) != len(schedulers) - 1:
-            raise ValueError(f"{len(schedulers)} schedulers need one milestone less, "
-                             f"not {len(milestones)}")
+            raise ValueError(f"{len(schedulers)} schedulers need {len(schedulers) - 1} "
+                             f"milestones, not {len(milestones)}")
         if any(s.optimizer is not optimizer for s in schedulers):
             raise ValueError("the schedulers are not all of this optimizer")
         self.optimizer, self._schedulers, self._milestones = optimizer, schedulers, milestones
