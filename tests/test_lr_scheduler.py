@@ -179,7 +179,7 @@ def test_sequences_may_stand_in_sequences():
     (lambda L, o: L.LinearLR(o, 0), ValueError, "start_factor = 0"),
     (lambda L, o: L.LinearLR(o, 0.5, 2), ValueError, "end_factor = 2"),
     (lambda L, o: L.ConstantLR(o, 1.5), ValueError, "factor = 1.5"),
-    (lambda L, o: L.SequentialLR(o, [L.ConstantLR(o)], [3]), ValueError, "1 schedulers need 0 mile"),
+    (lambda L, o: L.SequentialLR(o, [L.ConstantLR(o)], [3]), ValueError, "1 schedulers need 0"),
     (lambda L, o: L.SequentialLR(o, [L.ConstantLR(optimizer())], []), ValueError, "not all"),
     (lambda L, o: L.LRScheduler(o), TypeError, "defines no get_lr"),
 ])
