@@ -287,3 +287,12 @@ def test_a_hooked_model_has_the_gradients_of_the_plain_one():
         results.append([p.grad.array for p in model.parameters()])
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_hooks_run_while_a_trace_is_recorded_too():
+    from minipar import trace
+    layer, seen = nn.ReLU(), []
+    layer.register_forward_hook(lambda m, args, out: seen.append(out.tolist()))
+    with trace.record():
+        layer(Tensor(np.array([-1.0, 2.0])))
+    assert seen == [[0, 2]]

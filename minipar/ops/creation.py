@@ -13,7 +13,7 @@ from .. import dtypes
 from ..context import current
 from ..tensor import Tensor, from_numpy, tensor
 from .base import quiet
-from .shape import to
+from .cast import to
 
 
 def sizes(name, args):

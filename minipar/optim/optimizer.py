@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ..context import enable_grad
+from ..context import enable_grad, recorded
 from ..nn.flat import flatten
 from ..nn.parameter import Parameter
 from ..tensor import Tensor
@@ -97,6 +97,7 @@ class Optimizer(Saving):
             elif not p.sink.fresh:
                 p.sink.buffer.fill(0)
 
+    @recorded("optimizer")
     @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
     def step(self, closure=None, *, scale=1.0, max_norm=None):
         """Update every parameter that has a gradient; returns what `closure` returned.
