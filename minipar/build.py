@@ -31,7 +31,8 @@ def build_optimizer(o, model):
     if o.optimizer == "sgd":
         return optim.SGD(model.parameters(), o.lr, momentum=o.momentum,
                          weight_decay=o.weight_decay)
-    return optim.AdamW(model.parameters(), o.lr, weight_decay=o.weight_decay)
+    kind = optim.Adam if o.optimizer == "adam" else optim.AdamW
+    return kind(model.parameters(), o.lr, weight_decay=o.weight_decay)
 
 
 def learning_rate(o, step, total):

@@ -8,7 +8,7 @@ from .comm.program import ALGORITHMS
 from .comm.world import is_launched
 
 MODELS = ("mlp", "cnn", "gpt")
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw")
 DTYPES = ("float32", "float64")
 LAUNCHERS = ("processes", "threads", "mpi")
 
@@ -71,7 +71,7 @@ def parser():
         help="after the warm-up: cosine decay to a tenth (default), or constant")
     add("--warmup", type=_number(int, 0), default=10, metavar="STEPS",
         help="steps of linear warm-up (default 10)")
-    add("--optimizer", type=_one_of(OPTIMIZERS), default="adamw", help="adamw (default) or sgd")
+    add("--optimizer", type=_one_of(OPTIMIZERS), default="adamw", help="adamw (default), adam or sgd")
     add("--momentum", type=_number(float, 0, 1), default=0.9, help="of sgd (default 0.9)")
     add("--weight-decay", type=_number(float, 0), default=0.01, help="default 0.01")
     add("--clip", type=positive, metavar="NORM", help="clip the global gradient norm")

@@ -78,7 +78,7 @@ REFUSED = [
     (("--model", "mpl"), "did you mean mlp"),
     (("--data", "digit"), "digits"),
     (("--data", "nowhere.npz"), "nowhere.npz"),
-    (("--optimizer", "adam"), "adamw"),
+    (("--optimizer", "adamax"), "adam"),
     (("--algorithm", "rung"), "ring"),
     (("--batch-size", "0"), "0 is not >= 1"),
     (("--batch-size", "3", "--microbatches", "4"), "global batch 3 < 1 ranks x 4"),
