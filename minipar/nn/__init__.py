@@ -1,8 +1,9 @@
 """Neural network modules, under PyTorch's names. Knows no ranks."""
 
 from . import functional, init
+from .containers import ModuleList, Sequential
 from .layers import (Conv2d, Dropout, Embedding, Flatten, GELU, LayerNorm, Linear, MaxPool2d,
-                     ModuleList, ReLU, Sequential, Tanh)
+                     ReLU, Tanh)
 from .module import Module
 from .parameter import Parameter
 
