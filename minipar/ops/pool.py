@@ -3,8 +3,8 @@
 import numpy as np
 
 from ..tensor import record
-from .conv import inside, output_size, pair
 from .elementwise import keep
+from .windows import inside, output_size, pair
 
 
 def max_pool2d(input, kernel_size, stride=None, padding=0):
