@@ -25,13 +25,14 @@ def output_size(name, size, kernel, stride, before, after, ceil_mode=False):
     before, after: elements of padding. ceil_mode: also the window that ends beyond the padding,
     unless it would start there.
     """
-    if kernel > size + before + after:
+    room = size + before + after - kernel
+    out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+    if ceil_mode and (out - 1) * stride >= size + before:
+        out -= 1
+    if out < 1:
         raise ValueError(f"{name}: the kernel is larger than the padded input: "
                          f"{kernel} > {size} + {before} + {after}")
-    steps, rest = divmod(size + before + after - kernel, stride)
-    if ceil_mode and rest and (steps + 1) * stride < size + before:
-        steps += 1
-    return steps + 1
+    return out
 
 
 def inside(tap, size, out, stride, pad):
