@@ -150,12 +150,12 @@ def _follow(running, value, momentum):
 
 def run_sums(a):
     """(A, C, B) -> (A, C)."""
-    return a @ ones(a.shape[2], a.dtype) if a.shape[2] > 1 else a.sum(2)
+    return a @ ones(a.shape[2], a.dtype) if a.shape[2] != 1 else a[:, :, 0]
 
 
 def _run_dots(a, b):
     """The sums of a * b: (A, C, B) -> (A, C). vecdot is slow for runs of one element."""
-    return np.vecdot(a, b) if a.shape[2] > 1 else (a * b).sum(2)
+    return np.vecdot(a, b) if a.shape[2] != 1 else a[:, :, 0] * b[:, :, 0]
 
 
 def _channel_sums(g, x, mean, scale):

@@ -3,7 +3,6 @@
 import numpy as np
 
 from ..tensor import record
-from .base import quiet
 from .windows import pair
 
 
@@ -56,12 +55,24 @@ def _sources(size, out, step):
     return np.minimum(index, size - 1)
 
 
-@quiet
 def _gather(g, axis, size, sources):
-    """The sums along `axis` of what was taken from each of `size` elements."""
+    """The sums along `axis` of what was taken from each of `size` elements: first takers, then
+    second ones and so on. (np.add.reduceat takes 10 times as long along this axis.)
+    """
+    first = np.flatnonzero(np.diff(sources, prepend=-1))  # equal sources lie together
+    times = np.diff(first, append=len(sources))
     shape = list(g.shape)
     shape[axis] = size
     total = np.zeros(shape, g.dtype)
-    starts = np.flatnonzero(np.diff(sources, prepend=-1))  # equal sources lie together
-    total[(slice(None),) * axis + (sources[starts],)] = np.add.reduceat(g, starts, axis=axis)
+    for tap in range(times.max()):
+        takers = first[times > tap] + tap
+        total[_along(axis, sources[takers])] += g[_along(axis, takers)]
     return total
+
+
+def _along(axis, index):
+    """An index along `axis`; a slice, which needs no copy, if the steps are even."""
+    step = index[1] - index[0] if len(index) > 1 else 1
+    if (np.diff(index) == step).all():
+        index = slice(index[0], index[-1] + 1, step)
+    return (slice(None),) * axis + (index,)
