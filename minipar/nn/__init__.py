@@ -1,12 +1,17 @@
 """Neural network modules, under PyTorch's names. Knows no ranks."""
 
 from . import functional, init
+from .activation import GELU, LogSoftmax, ReLU, Softmax, Tanh
 from .containers import ModuleList, Sequential
-from .layers import (Conv2d, Dropout, Embedding, Flatten, GELU, LayerNorm, Linear, MaxPool2d,
-                     ReLU, Tanh)
+from .conv import Conv1d, Conv2d, ConvTranspose2d
+from .layers import Dropout, Embedding, Flatten, Identity, Linear
 from .module import Module
+from .norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm, RMSNorm
 from .parameter import Parameter
+from .pooling import AdaptiveAvgPool2d, AvgPool1d, AvgPool2d, MaxPool1d, MaxPool2d, Upsample
 
-__all__ = ["Conv2d", "Dropout", "Embedding", "Flatten", "GELU", "LayerNorm", "Linear",
-           "MaxPool2d", "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "Tanh",
-           "functional", "init"]
+__all__ = ["AdaptiveAvgPool2d", "AvgPool1d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d", "Conv1d",
+           "Conv2d", "ConvTranspose2d", "Dropout", "Embedding", "Flatten", "GELU", "GroupNorm",
+           "Identity", "LayerNorm", "Linear", "LogSoftmax", "MaxPool1d", "MaxPool2d", "Module",
+           "ModuleList", "Parameter", "RMSNorm", "ReLU", "Sequential", "Softmax", "Tanh",
+           "Upsample", "functional", "init"]
