@@ -20,32 +20,30 @@ def memory_orders(a):
 
 
 def both(torch, name, arrays, options, buffers=()):
-    """Call functional.<name>(*arrays, **options) with minipar and PyTorch, and assert that they
-    agree: the value, the gradients of all floating arrays (for an output gradient that grows along
-    it), and the buffers, options that the call may change in place.
+    """Call functional.<name>(*arrays, **options, **buffers) with minipar and PyTorch, and assert
+    that they agree: the value, the gradients of all floating arrays (for an output gradient that
+    grows along it), and what the call made of the buffers.
 
-    arrays: arrays become tensors; others are passed. buffers: {name: array}.
+    arrays, options: arrays among them become tensors; others are passed. buffers: {name: array}.
     """
-    buffers = dict(buffers)
-
-    def differentiable(a):
-        return isinstance(a, np.ndarray) and a.dtype.kind == "f"
-    ours = [Tensor(a, differentiable(a)) if isinstance(a, np.ndarray) else a for a in arrays]
-    theirs = [torch.tensor(np.ascontiguousarray(a), requires_grad=differentiable(a))
-              if isinstance(a, np.ndarray) else a for a in arrays]
-    own = {k: Tensor(a.copy()) for k, a in buffers.items()}
-    other = {k: torch.tensor(a) for k, a in buffers.items()}
-    out = getattr(F, name)(*ours, **own, **options)
-    expected = getattr(torch.nn.functional, name)(*theirs, **other, **options)
-    assert str(out.dtype).split(".")[1] == str(expected.dtype).split(".")[1]
-    g = np.linspace(-1, 2, out.numel()).reshape(out.shape).astype(out.array.dtype)
-    backward([out], [g])
-    expected.backward(torch.tensor(g))
-    pairs = [(out.array, expected.detach())]
-    pairs += [(t.grad.array, e.grad) for t, e in zip(ours, theirs) if isinstance(t, Tensor)
-              and t.requires_grad]
-    pairs += [(own[k].array, other[k]) for k in buffers]
-    tolerance = 1e-9 if out.array.dtype == np.float64 else 2e-4
-    for a, e in pairs:
-        assert a.dtype == e.numpy().dtype
-        np.testing.assert_allclose(a, e.numpy(), rtol=tolerance, atol=tolerance)
+    def call(library, tensor, run_backward):
+        def leaf(a):
+            return tensor(a, a.dtype.kind == "f") if isinstance(a, np.ndarray) else a
+        positional = [leaf(a) for a in arrays]
+        named = {k: leaf(a) for k, a in options.items()}
+        state = {k: tensor(a.copy(), False) for k, a in dict(buffers).items()}
+        out = getattr(library, name)(*positional, **named, **state)
+        g = np.linspace(-1, 2, int(np.prod(out.shape))).reshape(tuple(out.shape))
+        run_backward(out, g)
+        leaves = [t for t in (*positional, *named.values()) if getattr(t, "requires_grad", False)]
+        return out, [out.detach(), *(t.grad for t in leaves), *state.values()]
+    out, ours = call(F, Tensor, lambda out, g: backward([out], [g]))
+    _, theirs = call(
+        torch.nn.functional,
+        lambda a, grad: torch.tensor(np.ascontiguousarray(a), requires_grad=grad),
+        lambda out, g: out.backward(torch.tensor(g).to(out.dtype)))
+    tolerance = {"float64": 1e-9, "float32": 2e-4, "float16": 5e-3}[out.dtype.name]
+    for own, other in zip(ours, theirs, strict=True):
+        own, other = own.numpy(), other.numpy()
+        assert own.dtype == other.dtype
+        np.testing.assert_allclose(own, other, rtol=tolerance, atol=tolerance)
