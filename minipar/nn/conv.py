@@ -53,7 +53,7 @@ class _Conv(Module):
         for name, usual in (("padding", 0), ("dilation", 1), ("output_padding", 0)):
             value = getattr(self, name, usual)
             if value not in (usual, (usual,) * len(self.stride)):
-                text += f", {name}={value!r}"
+                text += f", {name}={value}"
         if self.groups != 1:
             text += f", groups={self.groups}"
         return text + (", bias=False" if self.bias is None else "")
