@@ -1,12 +1,22 @@
 """One call with both libraries: values, gradients, changed buffers and types beside PyTorch's."""
 
 import numpy as np
+import pytest
 
 from minipar.nn import functional as F
 from minipar.tensor import Tensor, backward
 
 REFUSALS = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError,
             ZeroDivisionError)
+
+
+def single_threaded_torch():
+    """PyTorch, where it is installed, else the test is skipped. On one thread: threads that spin
+    on cores that others need make small cases 10 times as slow.
+    """
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
 
 
 def memory_orders(a):

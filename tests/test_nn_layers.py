@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from peer import single_threaded_torch
 
 import minipar as mp
 from minipar import nn
@@ -56,7 +57,7 @@ LAYERS = [  # name, arguments, keywords, input shape
 @pytest.mark.peer
 @pytest.mark.parametrize("name, arguments, options, shape", LAYERS)
 def test_a_layer_has_pytorchs_state_values_and_gradients(name, arguments, options, shape):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     ours = getattr(nn, name)(*arguments, **options)
     theirs = getattr(torch.nn, name)(*arguments, **options).double()
     assert [(k, t.shape) for k, t in ours.state_dict().items()] == [
@@ -86,7 +87,7 @@ def test_a_layer_has_pytorchs_state_values_and_gradients(name, arguments, option
     ("Conv1d", [4, 4, 3], {"padding": "same"}), ("ConvTranspose2d", [4, 4, 2], {"stride": 2}),
 ])
 def test_a_convolution_prints_as_pytorchs(name, arguments, options):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     assert repr(getattr(nn, name)(*arguments, **options)) == repr(
         getattr(torch.nn, name)(*arguments, **options))
 
@@ -104,7 +105,7 @@ def test_a_convolution_prints_as_pytorchs(name, arguments, options):
     ("RMSNorm", [3], {}, ROWS), ("Upsample", [], {}, IMAGE),
 ])
 def test_what_pytorchs_layer_refuses_is_refused(name, arguments, options, shape):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     for library, tensor in ((torch.nn, torch.tensor), (nn, Tensor)):
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             layer = getattr(library, name)(*arguments, **options)

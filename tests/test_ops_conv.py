@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 from gradcheck import gradcheck
-from peer import REFUSALS, both, memory_orders
+from peer import REFUSALS, both, memory_orders, single_threaded_torch
 
 import minipar as mp
 from minipar.nn import functional as F
@@ -229,7 +229,7 @@ def named(cases):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even:UserWarning")
 @pytest.mark.parametrize("name, shapes, options", named(SAME))
 def test_values_and_gradients_are_pytorchs(name, shapes, options):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     first, *others = (normal(*s) for s in shapes)
     for array in memory_orders(first):
         both(torch, name, [array, *others], options)
@@ -239,7 +239,7 @@ def test_values_and_gradients_are_pytorchs(name, shapes, options):
 @pytest.mark.peer
 @pytest.mark.parametrize("name, shapes, options", named(REFUSED))
 def test_what_pytorch_refuses_is_refused(name, shapes, options):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     arrays = [normal(*s) for s in shapes]
     with pytest.raises(REFUSALS):
         getattr(torch.nn.functional, name)(*map(torch.tensor, arrays), **options)
@@ -249,7 +249,7 @@ def test_what_pytorch_refuses_is_refused(name, shapes, options):
 
 @pytest.mark.peer
 def test_interpolation_takes_the_elements_that_pytorch_takes_for_every_size():
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     for size in range(1, 40):
         x = np.arange(float(size))[None, None, None]
         for out in range(1, 40):

@@ -7,7 +7,7 @@ test_ops_nn.py.
 import numpy as np
 import pytest
 from gradcheck import gradcheck
-from peer import REFUSALS, both, memory_orders
+from peer import REFUSALS, both, memory_orders, single_threaded_torch
 
 import minipar as mp
 from minipar.nn import functional as F
@@ -225,7 +225,7 @@ def test_mixed_and_integer_types_are_refused():
 @pytest.mark.peer
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 2, 3)])
 def test_norms_have_pytorchs_values_gradients_and_running_statistics(shape):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     c = shape[1]
     w, b = normal(c), normal(c)
     for x in memory_orders(normal(*shape) * 3 + 10):
@@ -246,7 +246,7 @@ def test_norms_have_pytorchs_values_gradients_and_running_statistics(shape):
 @pytest.mark.peer
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_rms_norm_has_pytorchs_value_and_its_default_eps(dtype):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     tiny = np.array([[1e-4, -2e-4, 3e-4]])  # where eps decides
     for x in (tiny, normal(4, 3)):
         both(torch, "rms_norm", [x.astype(dtype), [3], normal(3).astype(dtype)], {})
@@ -268,7 +268,7 @@ REFUSED = [
 @pytest.mark.peer
 @pytest.mark.parametrize("name, shape, arguments, options", REFUSED)
 def test_what_pytorch_refuses_is_refused(name, shape, arguments, options):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     arrays = [normal(*a) if isinstance(a, tuple) else a for a in (shape, *arguments)]
     for library, make, errors in ((torch.nn.functional, torch.tensor, REFUSALS),
                                   (F, Tensor, (ValueError, TypeError))):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gradcheck import gradcheck
-from peer import REFUSALS, both, memory_orders
+from peer import REFUSALS, both, memory_orders, single_threaded_torch
 
 import minipar as mp
 from minipar.nn import functional as F
@@ -141,7 +141,7 @@ REFUSED = [
 @pytest.mark.peer
 @pytest.mark.parametrize("name, shape, arguments, options", SAME)
 def test_values_and_gradients_are_pytorchs(name, shape, arguments, options):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     for array in memory_orders(normal(*shape)):
         both(torch, name, [array, *arguments], options)
 
@@ -149,7 +149,7 @@ def test_values_and_gradients_are_pytorchs(name, shape, arguments, options):
 @pytest.mark.peer
 @pytest.mark.parametrize("name, shape, arguments, options", REFUSED)
 def test_what_pytorch_refuses_is_refused(name, shape, arguments, options):
-    torch = pytest.importorskip("torch")
+    torch = single_threaded_torch()
     x = normal(*shape)
     with pytest.raises(REFUSALS):
         getattr(torch.nn.functional, name)(torch.tensor(x), *arguments, **options)
