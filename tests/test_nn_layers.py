@@ -50,6 +50,8 @@ LAYERS = [  # name, arguments, keywords, input shape
     ("GroupNorm", [2, 4], {}, IMAGE), ("GroupNorm", [4, 4, 0.1, False], {}, LINE),
     ("LayerNorm", [6], {}, IMAGE), ("RMSNorm", [6], {}, IMAGE),
     ("RMSNorm", [(7, 6), 0.1, False], {}, IMAGE),
+    ("Sigmoid", [], {}, ROWS), ("SiLU", [], {}, IMAGE),
+    ("LeakyReLU", [], {}, ROWS), ("LeakyReLU", [-0.5], {}, IMAGE),
     ("Softmax", [1], {}, IMAGE), ("LogSoftmax", [-1], {}, ROWS), ("Identity", [], {}, ROWS),
 ]
 
