@@ -4,15 +4,16 @@ from ..ops.activation import gelu, leaky_relu, relu, sigmoid, silu
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.avg_pool import adaptive_avg_pool2d, avg_pool1d, avg_pool2d
 from ..ops.batch_norm import batch_norm
-from ..ops.conv import conv2d, conv1d, conv_transpose2d
+from ..ops.conv import conv1d, conv2d, conv_transpose2d
 from ..ops.dropout import dropout
 from ..ops.embedding import embedding
 from ..ops.group_norm import group_norm
 from ..ops.interpolate import interpolate
-from ..ops.loss import binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss, nll_loss
+from ..ops.loss import (binary_cross_entropy_with_logits, cross_entropy, l1_loss, mse_loss,
+                        nll_loss)
 from ..ops.matmul import linear
 from ..ops.norm import layer_norm, rms_norm
-from ..ops.pool import max_pool2d, max_pool1d
+from ..ops.pool import max_pool1d, max_pool2d
 from ..ops.rearrange import pad
 from ..ops.softmax import log_softmax, softmax
 from ..ops.unary import tanh

@@ -12,7 +12,7 @@ from .batch_norm import batch_norm  # noqa: F401
 from .choose import clamp, clip, maximum, minimum, where
 from .compare import (eq, ge, gt, isfinite, isinf, isnan, le, logical_and, logical_not, logical_or,
                       lt, ne)
-from .conv import conv2d, conv1d, conv_transpose2d  # noqa: F401
+from .conv import conv1d, conv2d, conv_transpose2d  # noqa: F401
 from .creation import (arange, as_tensor, empty, empty_like, eye, full, full_like, linspace, ones,
                        ones_like, zeros, zeros_like)
 from .dropout import dropout  # noqa: F401
@@ -27,26 +27,27 @@ from .joining import cat, chunk, split, stack, unbind
 from .masking import masked_fill, tril, triu
 from .matmul import bmm, linear, matmul, mm
 from .norm import layer_norm, rms_norm  # noqa: F401
-from .pool import max_pool2d, max_pool1d  # noqa: F401
+from .pool import max_pool1d, max_pool2d  # noqa: F401
 from .rearrange import flip, roll
 from .reduce import all, any, cumsum, logsumexp, mean, norm, prod, std, sum, var
-from .sampling import bernoulli, multinomial, rand, rand_like, randint, randn, randn_like, randperm
+from .sampling import (bernoulli, multinomial, rand, rand_like, randint, randn, randn_like,
+                       randperm)
 from .shape import (broadcast_to, flatten, movedim, permute, reshape, squeeze, t, transpose,
                     unsqueeze)
 from .softmax import log_softmax, softmax
-from .unary import (abs, ceil, cos, erf, exp, floor, log, reciprocal, round, rsqrt, sign, sin,
-                    sqrt, square, tanh)
+from .unary import (abs, ceil, cos, erf, exp, floor, log, reciprocal, round, rsqrt, sign, sin, sqrt,
+                    square, tanh)
 
-__all__ = ["abs", "add", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
-           "as_tensor", "bernoulli", "bmm", "broadcast_to", "cat", "ceil", "chunk", "clamp",
-           "clip", "cos", "cumsum", "div", "einsum", "empty", "empty_like", "eq", "erf", "exp",
-           "eye", "flatten", "flip", "floor", "floor_divide", "full", "full_like", "gather", "ge",
-           "gelu", "gt", "index_select", "isfinite", "isinf", "isnan", "le", "linear", "linspace",
-           "log", "log_softmax", "logical_and", "logical_not", "logical_or", "logsumexp", "lt",
-           "masked_fill", "matmul", "max", "maximum", "mean", "min", "minimum", "mm", "movedim",
-           "mul", "multinomial", "ne", "neg", "norm", "ones", "ones_like", "permute", "pow",
-           "prod", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "reciprocal",
-           "relu", "remainder", "reshape", "roll", "round", "rsqrt", "sigmoid", "sign", "sin",
-           "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum",
-           "t", "take_along_dim", "tanh", "topk", "transpose", "tril", "triu", "unbind",
-           "unsqueeze", "var", "where", "zeros", "zeros_like"]
+__all__ = [
+    "abs", "add", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
+    "as_tensor", "bernoulli", "bmm", "broadcast_to", "cat", "ceil", "chunk", "clamp", "clip",
+    "cos", "cumsum", "div", "einsum", "empty", "empty_like", "eq", "erf", "exp", "eye",
+    "flatten", "flip", "floor", "floor_divide", "full", "full_like", "gather", "ge", "gelu",
+    "gt", "index_select", "isfinite", "isinf", "isnan", "le", "linear", "linspace", "log",
+    "log_softmax", "logical_and", "logical_not", "logical_or", "logsumexp", "lt", "masked_fill",
+    "matmul", "max", "maximum", "mean", "min", "minimum", "mm", "movedim", "mul", "multinomial",
+    "ne", "neg", "norm", "ones", "ones_like", "permute", "pow", "prod", "rand", "rand_like",
+    "randint", "randn", "randn_like", "randperm", "reciprocal", "relu", "remainder", "reshape",
+    "roll", "round", "rsqrt", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt",
+    "square", "squeeze", "stack", "std", "sub", "sum", "t", "take_along_dim", "tanh", "topk",
+    "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros", "zeros_like"]
