@@ -3,5 +3,6 @@
 from .cnn import CNN
 from .gpt import GPT, GPTConfig
 from .mlp import MLP
+from .resnet import ResNet, resnet18, resnet34, resnet50
 
-__all__ = ["CNN", "GPT", "GPTConfig", "MLP"]
+__all__ = ["CNN", "GPT", "GPTConfig", "MLP", "ResNet", "resnet18", "resnet34", "resnet50"]

@@ -7,12 +7,19 @@ from ..tensor import record
 from .base import Like
 
 
-def embedding(input, weight):
+def padding_row(padding_idx, rows):
+    """padding_idx counted from the front. Raises ValueError if the table has no such row."""
+    if not -rows <= padding_idx < rows:
+        raise ValueError(f"embedding: padding_idx {padding_idx} is not in a table of {rows} rows")
+    return padding_idx % rows
+
+
+def embedding(input, weight, padding_idx=None):
     """weight[input]: row input[...] of the table for every index.
 
     input: integers of any shape; weight (rows, features), floating -> (*input.shape, features).
-    Raises IndexError `index 70 is not in a table of 65 rows`; TypeError for an input of another
-    type.
+    padding_idx: a row that gets no gradient. Raises IndexError `index 70 is not in a table of 65
+    rows`; ValueError if padding_idx is not either; TypeError for an input of another type.
     """
     index, table = input.array, weight.array
     if index.dtype.kind not in "iu":
@@ -23,11 +30,17 @@ def embedding(input, weight):
         for extreme in (index.min(), index.max()):
             if not 0 <= extreme < len(table):
                 raise IndexError(f"index {extreme} is not in a table of {len(table)} rows")
+    if padding_idx is not None:
+        padding_idx = padding_row(padding_idx, len(table))
     like = Like(table.shape, table.dtype)
 
     def backward(g):
         def add(out):
-            _scatter_add(out, index.reshape(-1), g.reshape(index.size, like.shape[1]))
+            flat, rows = index.reshape(-1), g.reshape(index.size, like.shape[1])
+            if padding_idx is not None:
+                kept = flat != padding_idx
+                flat, rows = flat[kept], rows[kept]
+            _scatter_add(out, flat, rows)
         return None, Deferred(like, add=add)
     return record(table.take(index, axis=0), (input, weight), backward, (input,))
 

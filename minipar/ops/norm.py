@@ -1,4 +1,8 @@
-"""Layer normalisation (Ba, Kiros & Hinton 2016, "Layer normalization")."""
+"""Normalisation over the last dims: layer norm (Ba, Kiros & Hinton 2016, "Layer normalization")
+and its form without a mean (Zhang & Sennrich 2019, "Root mean square layer normalization").
+
+Of channels: `batch_norm.py`, `group_norm.py`.
+"""
 
 import math
 
@@ -19,17 +23,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     bias: of normalized_shape or None. All of one floating type. The variance is over n, not n - 1.
     Raises ValueError with the shapes if they do not match; TypeError for other types.
     """
-    x = input.array
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not shape or x.shape[x.ndim - len(shape):] != shape or x.ndim < len(shape):
-        raise ValueError(f"layer_norm: input {x.shape} does not end in normalized_shape {shape}")
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and t.shape != shape:
-            raise ValueError(f"layer_norm: {name} {t.shape} is not of normalized_shape {shape}")
-    if not input.dtype.is_floating_point or any(
-            t is not None and t.dtype is not input.dtype for t in (weight, bias)):
-        types = ", ".join(str(t.dtype) for t in (input, weight, bias) if t is not None)
-        raise TypeError(f"layer_norm: one floating type is needed, not {types}")
+    x, shape = input.array, _shape("layer_norm", input, normalized_shape, weight, bias)
     n, dtype = math.prod(shape), x.dtype
     rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
     if dtype == np.float16:
@@ -61,6 +55,64 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     saved = [weight] if need_x and weight is not None else []
     out = out.reshape(x_shape).astype(dtype, copy=False)
     return record(out, (input, weight, bias), backward, saved)
+
+
+@quiet
+def rms_norm(input, normalized_shape, weight=None, eps=None):
+    """weight * x / sqrt(mean(x^2) + eps), over the last dims.
+
+    input (..., *normalized_shape); normalized_shape: an int or a tuple of at least one; weight: of
+    normalized_shape or None. Both of one floating type. eps: of None, the distance from 1 to the
+    next number of the type that is computed in, float32 for float16.
+    Raises what `layer_norm` does.
+    """
+    x, shape = input.array, _shape("rms_norm", input, normalized_shape, weight)
+    n, dtype = math.prod(shape), x.dtype
+    rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
+    if dtype == np.float16:
+        rows = rows.astype(np.float32)
+    eps = np.finfo(rows.dtype).eps if eps is None else eps
+    scale = 1 / np.sqrt(np.vecdot(rows, rows)[:, None] / n + eps)  # of each row, a column
+    out = rows * scale
+    if weight is not None:
+        out *= weight.array.reshape(n)
+    need_x, need_w = input.requires_grad, weight is not None and weight.requires_grad
+    x_shape = x.shape
+    del x
+
+    def backward(g):
+        g = g.reshape(rows.shape).astype(rows.dtype, copy=False)
+        gx, gw = np.empty_like(g), np.zeros(n, g.dtype)
+        w = ones(n, g.dtype) if weight is None else weight.array.reshape(n)
+        for part in _parts(g):
+            normal, weighted = rows[part] * scale[part], g[part] * w
+            if need_w:
+                gw += ones(len(normal), g.dtype) @ (normal * g[part])
+            if need_x:
+                # d out / d x: the part of the gradient along the row itself changes nothing.
+                normal *= np.vecdot(normal, weighted)[:, None] / n
+                np.subtract(weighted, normal, out=gx[part])
+                gx[part] *= scale[part]
+        return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
+                gw.reshape(shape).astype(dtype, copy=False) if need_w else None)
+    saved = [input] + ([weight] if need_x and weight is not None else [])
+    return record(out.reshape(x_shape).astype(dtype, copy=False), (input, weight), backward, saved)
+
+
+def _shape(name, input, normalized_shape, weight=None, bias=None):
+    """normalized_shape as a tuple; ValueError or TypeError if the operands do not match it."""
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    x = input.array
+    if not shape or x.shape[x.ndim - len(shape):] != shape or x.ndim < len(shape):
+        raise ValueError(f"{name}: input {x.shape} does not end in normalized_shape {shape}")
+    for what, t in (("weight", weight), ("bias", bias)):
+        if t is not None and t.shape != shape:
+            raise ValueError(f"{name}: {what} {t.shape} is not of normalized_shape {shape}")
+    if not input.dtype.is_floating_point or any(
+            t is not None and t.dtype is not input.dtype for t in (weight, bias)):
+        types = ", ".join(str(t.dtype) for t in (input, weight, bias) if t is not None)
+        raise TypeError(f"{name}: one floating type is needed, not {types}")
+    return shape
 
 
 def _parts(rows):

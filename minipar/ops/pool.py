@@ -1,18 +1,32 @@
-"""Maximum pooling: a maximum over strided slices, one slice a tap of the window."""
+"""Maximum pooling: a maximum over strided slices, one slice a tap of the window.
+
+Averages stand in `avg_pool.py`.
+"""
 
 import numpy as np
 
 from ..tensor import record
-from .conv import inside, output_size, pair
 from .elementwise import keep
+from .windows import inside, output_size, pair, single
 
 
-def max_pool2d(input, kernel_size, stride=None, padding=0):
+def max_pool1d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
+    """`max_pool2d` along one axis: input (N, C, L) -> (N, C, Lo)."""
+    if input.ndim != 3:
+        raise ValueError(f"max_pool1d: input {input.shape}: expected (N, C, L)")
+    kernel = 1, single("max_pool1d: kernel_size", kernel_size, 1)
+    stride = kernel if stride is None else (1, single("max_pool1d: stride", stride, 1))
+    padding = 0, single("max_pool1d: padding", padding, 0)
+    return max_pool2d(input[:, :, None], kernel, stride, padding, ceil_mode=ceil_mode)[:, :, 0]
+
+
+def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
     """The largest element of each window; its gradient goes to the first of equal ones.
 
     input (N, C, H, W), floating -> (N, C, Ho, Wo). kernel_size, stride (the kernel if None) and
-    padding (with -inf): an int or a (vertical, horizontal) pair. A window that has a NaN becomes
-    NaN (to which of its elements the gradient then goes is not defined).
+    padding (with -inf): an int or a (vertical, horizontal) pair. ceil_mode: windows that end
+    beyond the input count too. A window that has a NaN becomes NaN (to which of its elements the
+    gradient then goes is not defined).
     Raises ValueError if the padding is over half the kernel or the kernel does not fit; TypeError
     for other types.
     """
@@ -27,15 +41,15 @@ def max_pool2d(input, kernel_size, stride=None, padding=0):
     if 2 * ph > kh or 2 * pw > kw:
         raise ValueError(f"max_pool2d: padding {ph, pw} is over half the kernel {kernel}")
     n, c, h, w = x.shape
-    ho = output_size("max_pool2d", h, kh, sh, ph, ph)
-    wo = output_size("max_pool2d", w, kw, sw, pw, pw)
+    ho = output_size("max_pool2d", h, kh, sh, ph, ph, ceil_mode)
+    wo = output_size("max_pool2d", w, kw, sw, pw, pw, ceil_mode)
     rows = [inside(tap, h, ho, sh, ph) for tap in range(kh)]
     columns = [inside(tap, w, wo, sw, pw) for tap in range(kw)]
     # For each tap of a window, in row-major order: which outputs it serves, and from where.
     taps = [((..., to_h, to_w), (..., from_h, from_w))
             for to_h, from_h in rows for to_w, from_w in columns]
     out = np.empty_like(x, shape=(n, c, ho, wo))  # in the memory order of x
-    if ph or pw:
+    if ph or pw or (ho - 1) * sh + kh > h or (wo - 1) * sw + kw > w:  # not every tap everywhere
         out.fill(-np.inf)
         remaining = taps
     elif len(taps) == 1:
