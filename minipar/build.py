@@ -3,11 +3,11 @@
 import math
 
 from . import optim
-from .models import CNN, GPT, MLP, GPTConfig
+from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
-SHAPE = {"mlp": ("hidden",), "cnn": (),
+SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
          "gpt": ("layers", "heads", "embedding", "block_size")}
 
 
@@ -23,7 +23,11 @@ def build_model(o, data):
     if len(data.input_shape) != 3:
         raise UsageError(f"{o.model} needs images (channels, height, width), not samples of shape "
                          f"{data.input_shape}")
-    return CNN(data.input_shape, data.num_classes)
+    if o.model == "cnn":
+        return CNN(data.input_shape, data.num_classes)
+    channels, height, width = data.input_shape
+    make = resnet18 if o.model == "resnet18" else resnet50
+    return make(data.num_classes, in_channels=channels, small_images=min(height, width) < 64)
 
 
 def build_optimizer(o, model):

@@ -7,13 +7,14 @@ from pathlib import Path
 from .comm.program import ALGORITHMS
 from .comm.world import is_launched
 
-MODELS = ("mlp", "cnn", "gpt")
+MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DTYPES = ("float32", "float64")
 LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
 DEFAULTS = {"mlp": ("digits", 64, 15, 3e-3), "cnn": ("digits", 64, 10, 3e-3),
+            "resnet18": ("fashion", 64, 1, 1e-3), "resnet50": ("fashion", 64, 1, 1e-3),
             "gpt": ("plays", 16, 2, 3e-3)}
 
 
@@ -55,7 +56,7 @@ def parser():
     p = _Parser(prog="python -m minipar.train", allow_abbrev=False, description=
                 "Train a model on all ranks of the job. Start it alone, or with mpirun -n N.")
     add = p.add_argument
-    add("--model", type=_one_of(MODELS), default="mlp", help="mlp (default), cnn or gpt")
+    add("--model", type=_one_of(MODELS), default="mlp", help=", ".join(MODELS))
     add("--data", help="digits, fashion, plays; a file: .npz with x and y, .csv, .txt; a folder of "
         "IDX files, or of images in a folder for each class")
     add("--image-size", type=count, default=64, metavar="PIXELS",

@@ -132,9 +132,11 @@ class Job:
         try:
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
-            self.sampler = GlobalBatchSampler(len(self.data.train), o.batch_size, rank=comm.rank,
-                                              num_replicas=comm.size, seed=o.seed)
             module = build_model(o, self.data)
+            # Batch normalisation needs samples on every rank: no short last batch for it.
+            self.sampler = GlobalBatchSampler(
+                len(self.data.train), o.batch_size, rank=comm.rank, num_replicas=comm.size,
+                seed=o.seed, drop_last=any("running_mean" in k for k, _ in module.named_buffers()))
             self.total = o.steps or o.epochs * len(self.sampler)
             self.first_step, optimizer_state = self._start_from(module)
             if o.trace:

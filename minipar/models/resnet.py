@@ -4,8 +4,6 @@ names and shapes of torchvision's: state dicts can be exchanged.
 In a Bottleneck the 3x3 convolution has the stride, as there ("ResNet v1.5").
 """
 
-import math
-
 from .. import nn
 from ..nn import init
 
@@ -91,9 +89,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inputs, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # He et al. 2015: ReLU halves the variance; counted backward, over the outputs.
-                fan_out = module.out_channels * math.prod(module.kernel_size)
-                init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
         """x (N, in_channels, H, W) -> logits (N, num_classes)."""
