@@ -16,6 +16,7 @@ import pytest
 
 from minipar.comm import collective, copy, recv, recv_reduce, reduce, send
 from minipar.comm.graph import lower
+from minipar.comm.kinds import ask
 from minipar.comm.program import ALGORITHMS, Chunk
 
 PROGRAMS = [program for table in ALGORITHMS.values() for program in table.values()]
@@ -26,18 +27,8 @@ def lengths(p):
     return sorted({0, 1, p - 1, p, 100})
 
 
-def block_of(element, size, n):
-    """The number of the nearly equal block [b n // size, (b + 1) n // size) of an element."""
-    return next(b for b in range(size) if b * n // size <= element < (b + 1) * n // size)
-
-
-def contributions(ranks, element, unknown):
-    """The multiset that stands for one element; `unknown` where the table promises nothing."""
-    return Counter({unknown: 1}) if ranks is None else Counter((r, element) for r in ranks)
-
-
 def execute(tasks, state, draw):
-    """Run the task graph on state[rank][element], a Counter; returns the order of the ids."""
+    """Run the task graph on state[rank][buffer][element], a Counter; returns the order of ids."""
     left = {task.id: set(task.deps) for task in tasks}
     order = []
     while left:
@@ -48,12 +39,13 @@ def execute(tasks, state, draw):
         ended = {task.id} | ({task.match} if task.match >= 0 else set())
         if task.kind == "send":
             task = tasks[task.match]
-        there = state[task.rank]
         if task.match >= 0:
             origin = tasks[task.match].chunk
-            arriving = state[tasks[task.match].rank][origin.start:origin.stop]
+            arriving = state[tasks[task.match].rank][origin.buffer][origin.start:origin.stop]
         else:
-            arriving = there[task.source.start:task.source.stop]
+            source = task.source
+            arriving = state[task.rank][source.buffer][source.start:source.stop]
+        there = state[task.rank][task.chunk.buffer]
         for element, what in zip(range(task.chunk.start, task.chunk.stop), arriving, strict=True):
             adds = task.kind in ("recv_reduce", "reduce")
             there[element] = there[element] + what if adds else what
@@ -65,11 +57,29 @@ def execute(tasks, state, draw):
     return order
 
 
-def promise(kind, table, size, n, root, unknown):
-    """state[rank][element] as the before or after table of a kind says."""
-    blocks = [block_of(e, size, n) for e in range(n)]
-    return [[contributions(table(rank, blocks[e], size, root), e, unknown) for e in range(n)]
-            for rank in range(size)]
+def initial(kind, size, n, root):
+    """state[rank][buffer][element] before: a rank's own elements, or "unknown"."""
+    state = []
+    for rank in range(size):
+        lengths = kind.buffers(rank, size, n)
+        chunks = {name: Chunk(name, 0, length) for name, length in lengths.items()}
+        state.append({name: [Counter(["unknown"]) for _ in range(m)]
+                      for name, m in lengths.items()})
+        for chunk in ask(kind.before, rank, size, root=root, **chunks):
+            for e in range(chunk.start, chunk.stop):
+                state[rank][chunk.buffer][e] = Counter([(rank, chunk.buffer, e)])
+    return state
+
+
+def promised(kind, size, n, root):
+    """(rank, buffer, element, Counter) of everything that the after table speaks of."""
+    for rank in range(size):
+        lengths = kind.buffers(rank, size, n)
+        chunks = {name: Chunk(name, 0, length) for name, length in lengths.items()}
+        for chunk, terms in ask(kind.after, rank, size, root=root, **chunks):
+            for e in range(len(chunk)):
+                yield (rank, chunk.buffer, chunk.start + e,
+                       Counter((r, c.buffer, c.start + e) for r, c in terms))
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=repr)
@@ -78,15 +88,13 @@ def test_every_element_ends_with_each_promised_contribution_exactly_once(program
     draw, kind = random.Random(size), program.kind
     for n in lengths(size):
         for root in range(size) if kind.rooted else [0]:
-            tasks = lower(program, size, n, root)
+            tasks = lower(program, size, n, root=root)
             assert [task.id for task in tasks] == list(range(len(tasks)))
-            state = promise(kind, kind.before, size, n, root, "unknown")
+            state = initial(kind, size, n, root)
             order = execute(tasks, state, draw)
             assert sorted(order) == list(range(len(tasks)))
-            expected = promise(kind, kind.after, size, n, root, None)
-            for found_row, expected_row in zip(state, expected):
-                for found, wanted in zip(found_row, expected_row):
-                    assert wanted == Counter({None: 1}) or found == wanted
+            for rank, buffer, element, expected in promised(kind, size, n, root):
+                assert state[rank][buffer][element] == expected
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=repr)
@@ -104,7 +112,7 @@ def test_a_task_depends_only_on_earlier_rounds_of_its_own_rank(program):
 
 def counted(program, size, n, root=0):
     """(rounds, elements sent by each rank) of a program."""
-    tasks = lower(program, size, n, root)
+    tasks = lower(program, size, n, root=root)
     sent = [0] * size
     for task in tasks:
         if task.kind == "send":
@@ -138,7 +146,7 @@ def test_the_binomial_tree_takes_ceil_lg_rounds_and_sends_to_each_rank_once(p):
 @pytest.mark.parametrize("p", SIZES)
 def test_in_a_barrier_every_rank_hears_from_all_in_ceil_lg_rounds(p):
     for program in ALGORITHMS["barrier"].values():
-        rounds = [program.rounds(rank, p, 0) for rank in range(p)]
+        rounds = [program.trace(rank, p, 0).rounds for rank in range(p)]
         assert {len(r) for r in rounds} == {ceil_lg(p)}
         heard = [{rank} for rank in range(p)]
         for k in range(ceil_lg(p)):

@@ -1,10 +1,14 @@
 """Communication: collectives written as programs, run over MPI or between threads."""
 
 from .communicator import Communicator, Work
-from .program import collective, copy, recv, recv_reduce, reduce, register, send
+from .compose import both, channels, on
+from .kinds import Kind, register_kind
+from .program import (collective, copy, fence, get, get_reduce, put, recv, recv_reduce, reduce,
+                      register, send)
 from .transport.base import RankFailed
 from .transport.threads import run_threads
 from .world import world
 
-__all__ = ["Communicator", "RankFailed", "Work", "collective", "copy", "recv", "recv_reduce",
-           "reduce", "register", "run_threads", "send", "world"]
+__all__ = ["Communicator", "Kind", "RankFailed", "Work", "both", "channels", "collective", "copy",
+           "fence", "get", "get_reduce", "on", "put", "recv", "recv_reduce", "reduce", "register",
+           "register_kind", "run_threads", "send", "world"]

@@ -131,9 +131,9 @@ class Communicator:
         if not 0 <= root < self.size:
             raise ValueError(f"root {root} is not one of {self.size} ranks")
         program = select(kind, self.size, array.nbytes, algorithm)
-        plan = Plan(program.rounds(self.rank, self.size, array.size, root), array.reshape(-1),
-                    self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
-                    f"{kind} {program.name}")
+        plan = Plan(program.trace(self.rank, self.size, array.size, root=root),
+                    {"x": array.reshape(-1)}, self.transport, self.engine, op, slot * CHANNELS,
+                    CHANNELS, f"{kind} {program.name}")
         self._held.append(plan)
         return plan
 

@@ -2,7 +2,9 @@
 
 Whoever checks, prices, simulates or draws an algorithm reads this and nothing else; no byte is
 moved here. Dependencies follow from what each operation reads and writes: an operation waits for
-the last writer of what it reads (or reduces into), and for the readers of what it overwrites.
+the last writer of what it reads (or reduces into), and for the readers of what it overwrites. One-
+sided operations are ordered by fences: the k-th fence of every rank is one event, which waits for
+all that stands before it on any rank.
 """
 
 from bisect import bisect_left
@@ -16,8 +18,11 @@ class Task:
     id: position in the graph.      rank: who does it.     stream: what it occupies ("comm").
     kind: as in program.Op.         round: the yield it came from, from 0.
     chunk, source: ranges in elements.   peer, channel: for messages; -1 if local.
+    remote: range of the peer's memory that a one-sided operation touches.
+    epoch: how many fences stand before it.
     deps: ids of tasks of the same rank that must be complete before this one starts.
-    match: id of the other end of the message; -1 if local.
+    match: id of the other end of the message; -1 if local. Of a fence: of the next rank's, so
+           that those of one event form a ring.
     """
     id: int
     rank: int
@@ -29,6 +34,8 @@ class Task:
     peer: int
     channel: int
     line: str
+    remote: object = None
+    epoch: int = 0
     deps: list = field(default_factory=list)
     match: int = -1
 
@@ -37,23 +44,36 @@ class GraphError(ValueError):
     """A program that cannot be lowered; the message names rank, round and source line."""
 
 
-def lower(program, size, n, root=0):
+def lower(program, size, n, **options):
     """The tasks of `program` on `size` ranks for a buffer of n elements, as a list.
 
-    Raises GraphError if an operation of a round overwrites what another of it uses, or if a
-    message has no other end or one of another length.
+    options: root, counts, topo, as in Program.trace. Raises GraphError if an operation of a round
+    overwrites what another of it uses, if a message has no other end or one of another length, if
+    a one-sided operation leaves its peer's buffer, or if ranks differ in their number of fences.
     """
+    traces = [program.trace(rank, size, n, **options) for rank in range(size)]
     tasks = []
-    for rank in range(size):
-        rounds = program.rounds(rank, size, n, root)
-        _lower_rank(tasks, rank, rounds)
+    for rank, trace in enumerate(traces):
+        _lower_rank(tasks, rank, trace.rounds)
     _match(tasks)
+    _fences(tasks, size)
+    for task in tasks:
+        if task.remote is not None:
+            length = traces[task.peer].buffers.get(task.remote.buffer, 0)
+            if not 0 <= task.remote.start <= task.remote.stop <= length:
+                raise GraphError(f"rank {task.rank}, round {task.round}: {task.kind} at "
+                                 f"{task.remote} of rank {task.peer}, which has {length} elements "
+                                 f"there ({task.line})")
     return tasks
 
 
+WRITES = ("recv", "recv_reduce", "copy", "reduce", "get", "get_reduce")  # into their chunk
+READS = ("send", "recv_reduce", "reduce", "put", "get_reduce")  # their chunk
+
+
 def _accesses(op):
-    """(chunk, reads, writes) of an operation."""
-    yield op.chunk, op.kind in ("send", "recv_reduce", "reduce"), op.kind != "send"
+    """(chunk, reads, writes) of an operation in its own rank's memory."""
+    yield op.chunk, op.kind in READS, op.kind in WRITES
     if op.source is not None:
         yield op.source, True, False
 
@@ -62,14 +82,17 @@ def _lower_rank(tasks, rank, rounds):
     """Append one rank's tasks with their dependencies."""
     history = _History({c for ops in rounds for op in ops for c in (op.chunk, op.source)
                         if c is not None})
+    epoch, since, fence = 0, [], None
     for number, ops in enumerate(rounds):
         batch = []
         for op in ops:
             task = Task(len(tasks), rank, "comm", op.kind, number, op.chunk, op.source,
-                        op.peer, op.channel, op.line)
-            deps = set()
+                        op.peer, op.channel, op.line, op.remote, epoch)
+            deps = set() if fence is None else {fence}
             for chunk, reads, writes in _accesses(op):
                 deps |= history.before(chunk, reads, writes)
+            if op.kind == "fence":
+                deps |= set(since)
             task.deps = sorted(deps)
             tasks.append(task)
             batch.append(task)
@@ -81,6 +104,27 @@ def _lower_rank(tasks, rank, rounds):
                         f"rank {rank}, round {number}: {task.kind} of {chunk} ({task.line}) and "
                         f"{clash.kind} of {clash.chunk} ({clash.line}) touch the same elements, "
                         f"and one of them writes")
+        since += [task.id for task in batch]
+        fences = [task for task in batch if task.kind == "fence"]
+        if fences and len(batch) > 1:
+            raise GraphError(f"rank {rank}, round {number}: a fence stands alone in its round "
+                             f"({fences[0].line})")
+        if fences:
+            epoch, since, fence = epoch + 1, [], fences[0].id
+
+
+def _fences(tasks, size):
+    """Join the k-th fence of every rank in a ring."""
+    by_rank = [[] for _ in range(size)]
+    for task in tasks:
+        if task.kind == "fence":
+            by_rank[task.rank].append(task)
+    if len({len(fences) for fences in by_rank}) > 1:
+        counts = ", ".join(str(len(fences)) for fences in by_rank)
+        raise GraphError(f"ranks pass different numbers of fences: {counts}")
+    for event in zip(*by_rank):
+        for task, other in zip(event, event[1:] + event[:1]):
+            task.match = other.id
 
 
 class _History:

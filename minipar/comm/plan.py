@@ -13,49 +13,57 @@ import numpy as np
 from ..context import current
 from .transport.base import RankFailed
 
+MESSAGES = ("send", "recv", "recv_reduce")
 OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
 class Plan:
-    """A collective on a registered buffer.
+    """A collective on registered buffers.
 
-    rounds:    the program's rounds for this rank, as traced by `Program.rounds`.
-    array:     contiguous, 1-D; changed in place by every run.
+    trace:     the program for this rank (`Program.trace`).
+    arrays:    {buffer: array} for the kind's buffers, contiguous, 1-D, of one dtype; what the
+               program writes is written there by every run.
     tag, span: messages of channel c travel under tag + c % span.
     name:      what a person calls it, in records and errors.
     """
 
-    def __init__(self, rounds, array, transport, engine, op="sum", tag=0, span=1, name="plan"):
+    def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan"):
         self._transport, self._engine, self._op = transport, engine, OPS[op]
-        self._tag, self._span, self._array = tag, span, array
-        scratch = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
-                       for ops in rounds), default=0)
-        self._scratch = np.empty(scratch, array.dtype)
-        self._ops, self._rounds = rounds, [self._bind(ops) for ops in rounds]
+        self._tag, self._span = tag, span
+        dtype = next(iter(arrays.values())).dtype
+        self.nbytes = max(a.nbytes for a in arrays.values())
+        self._arrays = {name: arrays[name] if name in arrays else np.empty(length, dtype)
+                        for name, length in trace.buffers.items()}
+        landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
+                       for ops in trace.rounds), default=0)
+        self._landing = np.empty(landing, dtype)
+        self._ops, self._rounds = trace.rounds, [self._bind(ops) for ops in trace.rounds]
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
         self._after, self._peers = (), ()
         self.done, self.name = True, name
 
+    def _view(self, chunk):
+        return self._arrays[chunk.buffer][chunk.start:chunk.stop]
+
     def _bind(self, ops):
         """(messages, local work before, local work after, peers) of a round."""
-        transport, array, used = self._transport, self._array, 0
+        transport, used = self._transport, 0
         receives, sends, before, after = [], [], [], []
-        for kind, chunk, peer, channel, source, _ in ops:
-            view = array[chunk.start:chunk.stop]
-            tag = self._tag + channel % self._span
-            if kind == "send":
-                sends.append(transport.send_init(view, peer, tag))
-            elif kind == "recv":
-                receives.append(transport.recv_init(view, peer, tag))
-            elif kind == "recv_reduce":
-                landing = self._scratch[used:used + len(chunk)]
-                used += len(chunk)
-                receives.append(transport.recv_init(landing, peer, tag))
+        for op in ops:
+            view, tag = self._view(op.chunk), self._tag + op.channel % self._span
+            if op.kind == "send":
+                sends.append(transport.send_init(view, op.peer, tag))
+            elif op.kind == "recv":
+                receives.append(transport.recv_init(view, op.peer, tag))
+            elif op.kind == "recv_reduce":
+                landing = self._landing[used:used + len(op.chunk)]
+                used += len(op.chunk)
+                receives.append(transport.recv_init(landing, op.peer, tag))
                 after.append((self._op, view, landing))
             else:
-                function = self._op if kind == "reduce" else None
-                before.append((function, view, array[source.start:source.stop]))
+                function = self._op if op.kind == "reduce" else None
+                before.append((function, view, self._view(op.source)))
         # Receives first: a message then finds its place when it comes.
         peers = {transport.in_world(op.peer) for op in ops if op.peer >= 0}
         return receives + sends, before, after, peers
@@ -65,7 +73,7 @@ class Plan:
         if not self.done:
             raise RuntimeError("a plan is started while it is in flight")
         self.done, self._next, recorder = False, 0, current().recorder
-        self._flight = recorder and recorder.flight(self._transport, self.name, self._array.nbytes)
+        self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
         self._engine.add(self)
         self._advance()
 
@@ -107,9 +115,9 @@ class Plan:
 
     def _traffic(self, number):
         """(whether it is a send, peer, bytes, tag) of each message of a round."""
-        return [(op.kind == "send", op.peer, len(op.chunk) * self._array.itemsize,
+        return [(op.kind == "send", op.peer, len(op.chunk) * self._landing.itemsize,
                  self._tag + op.channel % self._span)
-                for op in self._ops[number] if op.source is None]
+                for op in self._ops[number] if op.kind in MESSAGES]
 
     def waits_for(self):
         """(a mark that changes with progress, the peers of the messages in flight)."""
