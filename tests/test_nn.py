@@ -417,9 +417,11 @@ def test_gpt_has_nanogpts_parameter_names():
     assert list(model.state_dict()) == [*expected, "lm_head.weight"]
 
 
-def test_gpt2_has_124_million_parameters_without_allocating_them():
-    model = GPT(GPTConfig(50257, 1024, 12, 12, 768))
-    assert sum(p.numel() for p in model.parameters()) == 124_439_808  # of the published weights
+@pytest.mark.parametrize("size, count", [("124M", 124_439_808), ("355M", 354_823_168),
+                                         ("774M", 774_030_080), ("1558M", 1_557_611_200)])
+def test_gpt2s_sizes_have_the_published_parameters_without_allocating_them(size, count):
+    model = GPT(GPTConfig.gpt2(size))
+    assert sum(p.numel() for p in model.parameters()) == count
     assert not any(p.is_materialized for p in model.parameters())
 
 

@@ -11,9 +11,14 @@ from ..nn import functional as F
 from ..tensor import Tensor
 
 
+# Of GPT-2's published models: layers, heads, features.
+GPT2 = {"124M": (12, 12, 768), "355M": (24, 16, 1024), "774M": (36, 20, 1280),
+        "1558M": (48, 25, 1600)}
+
+
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes. The defaults are a small model; GPT-2 124M is 50257, 1024, 12, 12, 768."""
+    """Sizes. The defaults are a small model; see `gpt2` for the published ones."""
     vocab_size: int = 65
     block_size: int = 128
     n_layer: int = 4
@@ -25,6 +30,16 @@ class GPTConfig:
         if self.n_embd % self.n_head:
             raise ValueError(f"gpt: {self.n_embd} features do not divide into "
                              f"{self.n_head} heads")
+
+
+    @classmethod
+    def gpt2(cls, size="124M", **changes):
+        """The sizes of a published GPT-2 (a key of GPT2), with changes. ValueError for another."""
+        if size not in GPT2:
+            raise ValueError(f"no GPT-2 of size {size!r}: there are {', '.join(GPT2)}")
+        layers, heads, features = GPT2[size]
+        return cls(**{"vocab_size": 50257, "block_size": 1024, "n_layer": layers, "n_head": heads,
+                      "n_embd": features, **changes})
 
 
 class Attention(nn.Module):
