@@ -1,5 +1,6 @@
 """The communicator: a group of ranks, and what they can do together, under MPI's names."""
 
+import math
 import pickle
 
 import numpy as np
@@ -9,6 +10,7 @@ from ..tensor import Tensor
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
 from .select import select
+from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
 
@@ -105,6 +107,7 @@ class Communicator:
         self.engine = Engine(transport) if engine is None else engine
         self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
+        self._arena, self._shares, self._reused = Arena(self._window), None, {}
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
 
     def __repr__(self):
@@ -131,11 +134,73 @@ class Communicator:
         if not 0 <= root < self.size:
             raise ValueError(f"root {root} is not one of {self.size} ranks")
         program = select(kind, self.size, array.nbytes, algorithm)
-        plan = Plan(program.trace(self.rank, self.size, array.size, root=root),
-                    {"x": array.reshape(-1)}, self.transport, self.engine, op, slot * CHANNELS,
-                    CHANNELS, f"{kind} {program.name}")
+        trace = program.trace(self.rank, self.size, array.size, root=root)
+        if trace.one_sided and slot < _TURNS:  # of a single collective
+            return self._reuse(program, trace, array, op, root)
+        return self._make(program, trace, array, op, slot)
+
+    def _make(self, program, trace, array, op, slot):
+        shared = self._share(trace, array, program) if trace.one_sided else {}
+        plan = Plan(trace, {"x": array.reshape(-1)}, self.transport, self.engine, op,
+                    slot * CHANNELS, CHANNELS, f"{program.kind.name} {program.name}", **shared)
         self._held.append(plan)
         return plan
+
+    def _reuse(self, program, trace, array, op, root):
+        """A plan in shared memory for this call: making one takes long, so two are kept for each
+        length, which take turns. Whatever is decided here, every rank decides alike.
+        """
+        key = program, array.size, array.dtype, op, root, self._arena.find(array)
+        plans, calls = self._reused.setdefault(key, ([], [0]))
+        turn, calls[0] = calls[0] % 2, calls[0] + 1
+        if turn == len(plans):
+            plans.append(self._make(program, trace, array, op, 0))
+            plans[turn].reused = True
+        else:
+            plans[turn].wait()
+            plans[turn].bind({"x": array.reshape(-1)})
+        return plans[turn]
+
+    # Shared memory
+
+    def shares_memory(self):
+        """Whether all ranks can map each other's memory. Collective when first asked."""
+        if self._shares is None:
+            keys = self.all_gather(np.array([memory_key()]))
+            own = self.transport.segments(0) is not None
+            self._shares = own or (keys[0, 0] != 0 and bool((keys == keys[0]).all()))
+        return self._shares
+
+    def _window(self, nbytes):
+        segments = self.transport.segments(nbytes)
+        return Window(mapped_segments(self, nbytes) if segments is None else segments, self.rank)
+
+    def empty(self, shape, dtype):
+        """A new array, of the same shape and dtype on every rank, in memory that all can map.
+
+        One-sided programs work in it without a copy. Its values are arbitrary. An ordinary array
+        where ranks share no memory. Collective; the memory is the communicator's until `close()`.
+        """
+        dtype = np.dtype(dtype)
+        count = math.prod(shape) if isinstance(shape, tuple) else shape
+        if not self.shares_memory():
+            return np.empty(shape, dtype)
+        window, offset = self._arena.take(count * dtype.itemsize)
+        return window.view(self.rank, offset, count, dtype).reshape(shape)
+
+    def _share(self, trace, array, program):
+        """Where a one-sided program works: its buffers' places, and a fence.
+
+        The regions stay the plan's until the communicator is closed.
+        """
+        if not self.shares_memory():
+            raise ValueError(f"{program.name} reads and writes memory of its peers, which these "
+                             f"{self.size} ranks do not share")
+        places = {}
+        for name, length in trace.buffers.items():
+            found = self._arena.find(array) if name == "x" else None
+            places[name] = found or self._arena.take(length * array.itemsize)
+        return {"places": places, "fence": Fence(*self._arena.take(LINE))}
 
     def free(self, plan):
         """Release a plan that is not in flight."""
@@ -154,7 +219,8 @@ class Communicator:
         def done():
             if self._turns[turn] is plan:
                 self._turns[turn] = None
-            self.free(plan)
+            if not plan.reused:
+                self.free(plan)
             if finish is not None:
                 finish()
         work = Work(plan, done)

@@ -25,15 +25,23 @@ class Plan:
                program writes is written there by every run.
     tag, span: messages of channel c travel under tag + c % span.
     name:      what a person calls it, in records and errors.
+    places:    {buffer: (window, offset)} for a program with one-sided operations: where each of
+               the trace's buffers lies in the memory that the ranks share. Arrays that lie
+               elsewhere are copied there at the start, and back at the end.
+    fence:     the Fence of such a program.
     """
 
-    def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan"):
+    def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan",
+                 places=None, fence=None):
         self._transport, self._engine, self._op = transport, engine, OPS[op]
         self._tag, self._span = tag, span
         dtype = next(iter(arrays.values())).dtype
         self.nbytes = max(a.nbytes for a in arrays.values())
-        self._arrays = {name: arrays[name] if name in arrays else np.empty(length, dtype)
+        self._places, self._fence, self._fencing = places, fence, False
+        self._arrays = {name: self._place(name, length, arrays, dtype)
                         for name, length in trace.buffers.items()}
+        self._staged = []  # (array of the user, its place in shared memory)
+        self.bind(arrays)
         landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in trace.rounds), default=0)
         self._landing = np.empty(landing, dtype)
@@ -42,12 +50,33 @@ class Plan:
         self._pending = ()  # messages of the round in flight
         self._after, self._peers = (), ()
         self.done, self.name = True, name
+        self.reused = False  # whether its communicator keeps it for the next call
+
+    def _place(self, name, length, arrays, dtype):
+        """The array that the operations on a buffer work in."""
+        if self._places is not None:
+            window, offset = self._places[name]
+            return window.view(window.rank, offset, length, dtype)
+        return arrays[name] if name in arrays else np.empty(length, dtype)
+
+    def bind(self, arrays):
+        """Take other arrays of the same lengths: for a plan that works in shared memory."""
+        self._staged = [(array, self._arrays[name]) for name, array in arrays.items()
+                        if array is not self._arrays[name]
+                        and not np.may_share_memory(array, self._arrays[name])]
 
     def _view(self, chunk):
         return self._arrays[chunk.buffer][chunk.start:chunk.stop]
 
+    def _there(self, op):
+        """The range of a peer's memory that a one-sided operation touches."""
+        window, offset = self._places[op.remote.buffer]
+        size = self._landing.itemsize
+        return window.view(op.peer, offset + op.remote.start * size, len(op.chunk),
+                           self._landing.dtype)
+
     def _bind(self, ops):
-        """(messages, local work before, local work after, peers) of a round."""
+        """(messages, local work before, local work after, peers, whether it is a fence)."""
         transport, used = self._transport, 0
         receives, sends, before, after = [], [], [], []
         for op in ops:
@@ -61,12 +90,19 @@ class Plan:
                 used += len(op.chunk)
                 receives.append(transport.recv_init(landing, op.peer, tag))
                 after.append((self._op, view, landing))
-            else:
+            elif op.kind == "put":
+                before.append((None, self._there(op), view))
+            elif op.kind in ("get", "get_reduce"):
+                before.append((self._op if op.kind == "get_reduce" else None, view,
+                               self._there(op)))
+            elif op.kind != "fence":
                 function = self._op if op.kind == "reduce" else None
                 before.append((function, view, self._view(op.source)))
         # Receives first: a message then finds its place when it comes.
         peers = {transport.in_world(op.peer) for op in ops if op.peer >= 0}
-        return receives + sends, before, after, peers
+        if ops and ops[0].kind == "fence":
+            peers = {transport.in_world(r) for r in range(transport.size) if r != transport.rank}
+        return receives + sends, before, after, peers, bool(ops) and ops[0].kind == "fence"
 
     def start(self):
         """Start a run; the buffer belongs to the plan until it is done."""
@@ -74,13 +110,20 @@ class Plan:
             raise RuntimeError("a plan is started while it is in flight")
         self.done, self._next, recorder = False, 0, current().recorder
         self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
+        for array, place in self._staged:
+            place[...] = array
         self._engine.add(self)
         self._advance()
 
     def test(self):
         """Make what progress is possible; whether the run is complete. Never blocks."""
-        if not self.done and self._transport.test(self._pending):
-            self._advance()
+        if not self.done:
+            if self._fencing:
+                if not self._fence.passed():
+                    return False
+                self._fencing = False
+            if self._transport.test(self._pending):
+                self._advance()
         return self.done
 
     def wait(self):
@@ -97,16 +140,27 @@ class Plan:
                 function(view, landing, out=view)
             if self._next == self._last:
                 self._pending = self._after = ()
+                for array, place in self._staged:
+                    array[...] = place
                 self.done = True
                 self._engine.remove(self)
                 if flight is not None:
                     flight.done()
                 return
-            self._pending, before, self._after, self._peers = self._rounds[self._next]
+            self._pending, before, self._after, self._peers, fence = self._rounds[self._next]
             self._next += 1
             for function, view, source in before:
-                view[...] = source if function is None else function(view, source)
-            if self._pending:
+                if function is None:
+                    view[...] = source
+                else:
+                    function(view, source, out=view)
+            if fence:
+                self._fence.arrive()
+                self._transport.notify()
+                self._fencing = not self._fence.passed()
+                if self._fencing:
+                    return
+            elif self._pending:
                 if flight is not None:
                     flight.departs(self._traffic(self._next - 1))
                 self._transport.start(self._pending)

@@ -166,7 +166,8 @@ class Trace(NamedTuple):
     @property
     def one_sided(self):
         """Whether it touches memory of peers, which not every transport can give."""
-        return any(op.kind in ONE_SIDED for ops in self.rounds for op in ops)
+        return any(op.kind in ONE_SIDED or op.kind == "fence"
+                   for ops in self.rounds for op in ops)
 
 
 # Restrictions that a program may declare: {name: (test of the number of ranks, in words)}.

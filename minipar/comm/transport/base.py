@@ -45,6 +45,13 @@ class Transport:
         """The endpoint of this rank in the group of `members` (ranks of this one, in order)."""
         raise TypeError(f"{type(self).__name__} is abstract here")
 
+    def segments(self, nbytes):
+        """A uint8 array of `nbytes` of every rank, if ranks are of one process; else None.
+
+        Called by all ranks together.
+        """
+        return None
+
     def in_world(self, peer):
         """The number that rank `peer` of this group has in the world."""
         return peer if self.members is None else self.members[peer]
@@ -64,6 +71,9 @@ class Transport:
 
     def close(self):
         """Release what the endpoint holds."""
+
+    def notify(self):
+        """Wake the peers that sleep in `relax`: shared memory has changed."""
 
     def relax(self, turn, waited):
         """Give the core away while waiting: `turn` counts calls, `waited` is in seconds.

@@ -33,6 +33,7 @@ class World:
         self.wake = [threading.Event() for _ in range(size)]
         self.failed = None  # the rank that failed first
         self.left = set()  # ranks that have returned
+        self.windows = {}  # segments by group and number, as their ranks come with them
 
 
 class Threads(Transport):
@@ -41,7 +42,7 @@ class Threads(Transport):
     def __init__(self, world, rank, members=None, label=()):
         self.world, self.label = world, label
         self.members = list(range(world.size)) if members is None else members
-        self.rank, self.size = rank, len(self.members)
+        self.rank, self.size, self._windows = rank, len(self.members), 0
         self._me = self.members[rank]
 
     def send_init(self, array, peer, tag):
@@ -93,6 +94,10 @@ class Threads(Transport):
             raise RankFailed(f"rank {self.world.failed} failed")
         return self.world.left
 
+    def notify(self):
+        for member in self.members:
+            self.world.wake[member].set()
+
     def relax(self, turn, waited):
         if turn < 3:
             time.sleep(0)  # lets another thread have the interpreter
@@ -101,6 +106,20 @@ class Threads(Transport):
         wake.wait(0.01)
         wake.clear()
         self.departed()
+
+    def segments(self, nbytes):
+        self._windows += 1
+        with self.world.locks[self.members[0]]:
+            segments = self.world.windows.setdefault((self.label, self._windows), {})
+            segments[self.rank] = np.zeros(nbytes, np.uint8)
+        begin = time.monotonic()
+        while len(segments) < self.size:
+            self.departed()
+            if time.monotonic() - begin > 60:
+                raise RankFailed(f"rank {self.rank} waited for a window of {self.size} ranks, of "
+                                 f"which {len(segments)} came")
+            time.sleep(1e-4)
+        return [segments[r] for r in range(self.size)]
 
     def subgroup(self, members, label):
         return Threads(self.world, members.index(self.rank),

@@ -1,0 +1,83 @@
+"""One-sided programs in memory that ranks share: threads of a process, and processes of a node."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+from launch import ROOT, mpirun
+
+from minipar.comm import run_threads, world
+from minipar.comm.window import Arena, Fence, Window
+
+sys.path.insert(0, str(ROOT / "tests" / "mpi_programs"))
+import shared  # noqa: E402
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_one_sided_programs_compute_what_they_promise_on_threads(n):
+    run_threads(lambda: shared.check(world()), n)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes share memory on Linux")
+@pytest.mark.parametrize("n", [2, 4])
+def test_one_sided_programs_compute_what_they_promise_over_mpi(n):
+    before = set(os.listdir("/dev/shm"))
+    done = mpirun(n, ROOT / "tests" / "mpi_programs" / "shared.py")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_a_program_that_wants_shared_memory_is_refused_by_name_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("minipar.comm.communicator.memory_key", lambda: 0)
+    monkeypatch.setattr("minipar.comm.transport.threads.Threads.segments", lambda *a: None)
+
+    def job():
+        with pytest.raises(ValueError, match="reduce_and_put reads and writes memory of its peers, "
+                                             "which these 2 ranks do not share"):
+            world().all_reduce(np.ones(3), algorithm=shared.reduce_and_put)
+        x = world().empty((3, 2), np.float32)  # an ordinary one
+        x[...] = world().rank
+        world().all_reduce(x)
+        assert x.shape == (3, 2) and (x == 1).all()
+    run_threads(job, 2)
+
+
+def windows(sizes, made):
+    def make(nbytes):
+        made.append(nbytes)
+        return Window([np.zeros(nbytes, np.uint8) for _ in range(2)], 0)
+    return make
+
+
+def test_regions_are_whole_lines_that_do_not_overlap_and_are_taken_again():
+    made = []
+    arena = Arena(windows(2, made))
+    regions = [arena.take(n) for n in (1, 64, 65, 0, 5_000_001, 8)]
+    assert made == [Arena.CHUNK, 5_000_064, Arena.CHUNK]
+    spans = sorted((id(w), at, at + -(-max(n, 1) // 64) * 64)
+                   for (w, at), n in zip(regions, (1, 64, 65, 0, 5_000_001, 8)))
+    assert all(at % 64 == 0 for _, at, _ in spans)
+    assert all(a[0] != b[0] or a[2] <= b[1] for a, b in zip(spans, spans[1:]))
+    arena.give(65, regions[2])
+    assert arena.take(100) == regions[2] and arena.take(128) != regions[2]
+
+
+def test_an_array_is_found_by_where_its_memory_lies():
+    arena = Arena(windows(2, []))
+    window, offset = arena.take(400)
+    inside = window.view(0, offset, 100, np.dtype(np.float32))
+    assert arena.find(inside) == (window, offset)
+    assert arena.find(inside[10:20]) == (window, offset + 40)
+    assert arena.find(np.zeros(3)) is None
+
+
+def test_a_fence_opens_when_the_last_rank_has_come():
+    memory = [np.zeros(64, np.uint8) for _ in range(3)]
+    fences = [Fence(Window(memory, r), 0) for r in range(3)]
+    for _ in range(3):
+        for r in (2, 0):
+            fences[r].arrive()
+            assert not fences[r].passed()
+        fences[1].arrive()
+        assert all(f.passed() for f in fences)
