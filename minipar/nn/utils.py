@@ -8,7 +8,7 @@ from ..launch import Kernel
 from ..tensor import Tensor
 
 BLOCK = 16384  # elements whose powers are held at a time
-_SQUARES = Kernel("optimizer.cu", "sum_of_squares", rows="rows")
+_SQUARES = Kernel("optimizer.cu", "sum_of_squares", rows="rows", width="n")
 _ROW = 4096  # elements of which that kernel makes one partial sum
 
 

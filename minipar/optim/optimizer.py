@@ -141,11 +141,12 @@ class Optimizer(Saving):
         return [(group, int(self._steps[first]), *arrays) for group, first, *arrays in stretches]
 
     def _cut_stretches(self, fresh):
-        """(1 for what is used, its storages, [(group, position of its first parameter, data,
-        grad, states)]): neighbours in memory with one group and one count of steps are together.
+        """(1 for each parameter that is used, their storages, [(group, position of the first
+        parameter, data, grad, states)]). Neighbours in memory that share group and step go
+        together.
         """
-        used, cuts, previous = 1 - np.array(fresh, np.int64), [], None
-        for i in np.flatnonzero(used):
+        where, cuts, previous = [i for i, new in enumerate(fresh) if not new], [], None
+        for i in where:
             p, group, flat, start, stop = self._order[i]
             index = flat.index[id(p)]
             if previous == (id(group), self._steps[i], id(flat), index - 1):
@@ -153,13 +154,18 @@ class Optimizer(Saving):
             else:
                 cuts.append([group, i, flat, start, stop])
             previous = id(group), self._steps[i], id(flat), index
-        stretches = [(group, i, flat.data[start:stop], flat.grad[start:stop],
-                      [array[start:stop] for array in self._state[id(flat)]])
-                     for group, i, flat, start, stop in cuts]
-        return used, [self._order[i][0].storage for i in np.flatnonzero(used)], stretches
+        used = np.zeros_like(self._steps)
+        used[where] = 1
+        return used, [self._order[i][0].storage for i in where], [
+            (group, i, flat.data[start:stop], flat.grad[start:stop],
+             [array[start:stop] for array in self._state[id(flat)]])
+            for group, i, flat, start, stop in cuts]
 
     def _launch(self, p, grad, scale, states, group, step):
-        """Do what `_update` does for a whole stretch by a kernel; whether there is one."""
+        """Do for a whole stretch what `_update` does for a block, by a kernel, if there is one.
+
+        Returns whether there was.
+        """
         return False
 
     @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
