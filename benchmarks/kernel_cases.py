@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 import minipar
+import minipar.optim
 from minipar import nn
 from minipar.nn import functional as F
 
@@ -72,3 +73,49 @@ for rows, n in ((1024, 1024), (4096, 128), (64, 10)):
     add(f"softmax {rows}x{n}", minipar.softmax, torch.softmax, normal(rows, n), fixed=(-1,))
     add(f"log_softmax {rows}x{n}", minipar.log_softmax, torch.log_softmax, normal(rows, n),
         fixed=(-1,))
+
+
+def step_case(name, shapes, max_norm=None, **options):
+    """A case of an optimizer's step over float32 parameters, PyTorch's fused; zero_grad is not
+    in it, as the gradients stay.
+    """
+    def make():
+        ours = [nn.Parameter(minipar.Tensor(normal(*s, seed=i))) for i, s in enumerate(shapes)]
+        theirs = [torch.nn.Parameter(torch.tensor(p.array)) for p in ours]
+        for i, (p, q) in enumerate(zip(ours, theirs)):
+            p.grad = normal(*shapes[i], seed=100 + i)
+            q.grad = torch.tensor(p.grad.array)
+        our = getattr(minipar.optim, name)(ours, lr=1e-4, **options)
+        their = getattr(torch.optim, name)(theirs, lr=1e-4, fused=True, **options)
+
+        def run_ours():
+            our.step(max_norm=max_norm)
+
+        def run_theirs():
+            if max_norm is not None:
+                torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+            their.step()
+
+        def results(run, ps, array):
+            def get():
+                for _ in range(3):
+                    run()
+                return [array(p) for p in ps]
+            return get
+        return run_ours, run_theirs, (results(run_ours, ours, lambda p: p.array),
+                                      results(run_theirs, theirs, lambda p: p.detach().numpy()))
+    return make
+
+
+def layers(width, count):
+    """Shapes of the weights and biases of `count` square linear layers."""
+    return [(width, width), (width,)] * count
+
+
+for size, shapes in (("85k", layers(168, 3)), ("1M", layers(288, 12)), ("10M", layers(912, 12))):
+    CASES[f"SGD step {size}"] = step_case("SGD", shapes)
+    CASES[f"SGD momentum step {size}"] = step_case("SGD", shapes, momentum=0.9)
+    CASES[f"Adam step {size}"] = step_case("Adam", shapes)
+    CASES[f"AdamW step {size}"] = step_case("AdamW", shapes)
+    CASES[f"AdamW AMSGrad step {size}"] = step_case("AdamW", shapes, amsgrad=True)
+    CASES[f"AdamW clipped step {size}"] = step_case("AdamW", shapes, max_norm=1.0)

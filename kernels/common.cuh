@@ -128,6 +128,26 @@ static __device__ __forceinline__ double fma_(double a, double b, double c) { re
 template <class N> static __device__ __forceinline__ N larger(N a, N b) { return a < b ? b : a; }
 
 // ---------------------------------------------------------------------------------------------
+// One element after another, each by itself: f(i) for 0 <= i < n, by all threads of the grid.
+
+#if defined(MINIPAR_HOST) && !defined(MINIPAR_EMULATED)
+
+template <class F> static INLINE void for_each(int64 n, F f) {
+    int64 stop = n * (blockIdx.x + 1) / gridDim.x;
+    VECTOR
+    for (int64 i = n * blockIdx.x / gridDim.x; i < stop; i++) f(i);
+}
+
+#else
+
+template <class F> static __device__ __forceinline__ void for_each(int64 n, F f) {
+    int64 first = (int64)blockIdx.x * blockDim.x + threadIdx.x;
+    for (int64 i = first; i < n; i += (int64)gridDim.x * blockDim.x) f(i);
+}
+
+#endif
+
+// ---------------------------------------------------------------------------------------------
 // Reductions over a row by one block: every thread gets the result.
 
 // How two partial results become one.

@@ -4,9 +4,12 @@ import math
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import Tensor
 
 BLOCK = 16384  # elements whose powers are held at a time
+_SQUARES = Kernel("optimizer.cu", "sum_of_squares", rows="rows", width="n")
+_ROW = 4096  # elements of which that kernel makes one partial sum
 
 
 def _sinks(parameters):
@@ -30,7 +33,8 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
     if norm_type == math.inf:
         total = float(np.max([np.abs(s.buffer).max(initial=0) for s in sinks], initial=0.0))
     else:
-        total = sum(_powers(s.buffer, norm_type) for s in sinks) ** (1 / norm_type)
+        power = sum_of_squares if norm_type == 2 else lambda g: _powers(g, norm_type)
+        total = sum(power(s.buffer) for s in sinks) ** (1 / norm_type)
     if error_if_nonfinite and not math.isfinite(total):
         raise RuntimeError(f"the gradients' norm of order {norm_type} is {total}: not clipped")
     factor = float(max_norm) / (total + 1e-6)
@@ -47,6 +51,17 @@ def _powers(gradient, order):
         part = flat[start:start + BLOCK].astype(np.float64)
         total += float(part @ part) if order == 2 else float((np.abs(part) ** order).sum())
     return total
+
+
+@np.errstate(all="ignore")
+def sum_of_squares(x):
+    """The sum of the squares of an array of any shape, in float64, as a Python float."""
+    run = _SQUARES.build(x.dtype) if x.flags.c_contiguous else None
+    if run is None:
+        return _powers(x, 2)
+    partial = np.empty(-(-x.size // _ROW))
+    run(x, partial, len(partial), x.size)
+    return float(np.add.reduce(partial))
 
 
 def clip_grad_value_(parameters, clip_value):

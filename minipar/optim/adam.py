@@ -4,7 +4,23 @@ import math
 
 import numpy as np
 
+from ..launch import Kernel
 from .optimizer import Optimizer
+
+_ADAM = Kernel("optimizer.cu", "adam", elements="n")
+_AMSGRAD = Kernel("optimizer.cu", "amsgrad", elements="n")
+_TINY = {np.dtype(t): float(np.finfo(t).tiny) for t in (np.float16, np.float32, np.float64)}
+
+
+def _corrections(group, step, dtype):
+    """(eps, rate) with p -= rate m / (sqrt(v) + eps): the corrections for the first steps, which
+    the paper applies to m and v, moved out of the pass over memory.
+
+    0 / 0 is to be no step, in the padding between parameters too, so eps is never 0.
+    """
+    beta1, beta2 = group["betas"]
+    root = math.sqrt(1 - beta2 ** step)
+    return max(group["eps"] * root, _TINY[dtype]), group["lr"] * root / (1 - beta1 ** step)
 
 
 class Adam(Optimizer):
@@ -29,6 +45,19 @@ class Adam(Optimizer):
         if group["amsgrad"] and len(self.state_names) < 3:
             raise ValueError("a group has amsgrad but the optimizer was made without")
 
+    def _launch(self, p, grad, scale, states, group, step):
+        run = (_AMSGRAD if group["amsgrad"] else _ADAM).build(p.dtype)
+        if run is None:
+            return False
+        m, v, *largest = states
+        decay, shrink = group["weight_decay"], 0.0
+        if group["decoupled_weight_decay"]:
+            decay, shrink = 0.0, group["lr"] * decay
+        beta1, beta2 = group["betas"]
+        run(p, grad, m, v, *largest[:group["amsgrad"]], len(p), scale, decay, shrink, beta1,
+            1 - beta1, beta2, math.sqrt(1 - beta2), *_corrections(group, step, p.dtype))
+        return True
+
     def _update(self, p, grad, scale, states, group, step, scratch):
         (m, v, *largest), (t, g) = states, scratch
         lr, (beta1, beta2) = group["lr"], group["betas"]
@@ -49,12 +78,11 @@ class Adam(Optimizer):
         v += t
         if group["amsgrad"]:
             v = np.maximum(largest[0], v, out=largest[0])
-        # m / c1 / (sqrt(v / c2) + eps), with both corrections moved out of the passes over memory.
-        root = math.sqrt(1 - beta2 ** step)
+        eps, rate = _corrections(group, step, p.dtype)
         np.sqrt(v, out=t)
-        t += group["eps"] * root or np.finfo(t.dtype).tiny  # 0 / 0 is no step, in the padding too
+        t += eps
         np.divide(m, t, out=t)
-        t *= lr * root / (1 - beta1 ** step)
+        t *= rate
         p -= t
 
 

@@ -1,8 +1,8 @@
 """Optimizers over flat parameters, with PyTorch's names and formulas.
 
 A step runs over a few long stretches of memory, each made of neighbouring parameters that share
-their hyper-parameters, in blocks that stay in the cache. A parameter without a gradient is left
-alone: it neither decays nor counts a step.
+their hyper-parameters: by one launch of a kernel, or by NumPy in blocks that stay in the cache. A
+parameter without a gradient is left alone: it neither decays nor counts a step.
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 from ..context import enable_grad, recorded
 from ..nn.flat import flatten
 from ..nn.parameter import Parameter
+from ..nn.utils import sum_of_squares
 from ..tensor import Tensor
 from .saving import Saving
 
@@ -22,7 +23,8 @@ class Optimizer(Saving):
     """Base class: parameter groups, gradient scale and clipping, stretches of flat memory.
 
     params: parameters, pairs (name, parameter), or dicts {"params": either, option: value} that
-    override the defaults. Sub-classes give `state_names`, one per state array, and `_update`.
+    override the defaults. Sub-classes give `state_names`, one per state array, and `_update`; and
+    `_launch`, if they have a kernel.
     """
 
     state_names = ()
@@ -34,7 +36,7 @@ class Optimizer(Saving):
         if not params:
             raise ValueError("an optimizer was given no parameters")
         self.defaults, self.param_groups = defaults, []
-        self._state, self._order, self._steps = {}, [], []
+        self._state, self._order, self._steps = {}, [], np.zeros(0, np.int64)
         self.grad_norm = None  # of the last step with max_norm, before clipping
         self._extend(params if isinstance(params[0], dict) else [{"params": params}])
 
@@ -58,8 +60,9 @@ class Optimizer(Saving):
         steps = {id(p): step for (p, *_), step in zip(self._order, self._steps)}
         self._order = [(p, where[id(p)], flat, *flat.range_of(p)) for flat in self._flats
                        for p in flat.parameters if id(p) in where]
-        self._steps = [steps.get(id(p), 0) for p, *_ in self._order]
-        self._all_used = None  # stretches when every parameter has a gradient
+        self._steps = np.array([steps.get(id(p), 0) for p, *_ in self._order], np.int64)
+        self._sinks = [p.sink for p, *_ in self._order]
+        self._fresh = None  # which had no gradient when the stretches were last cut
         self._scratch = {f.data.dtype: np.empty((2, BLOCK), f.data.dtype) for f in self._flats}
 
     def _complete(self, group):
@@ -91,14 +94,13 @@ class Optimizer(Saving):
 
     def zero_grad(self, set_to_none=True):
         """Forget all gradients: `.grad` is None again, or 0 where there was one."""
-        for p, *_ in self._order:
+        for sink in self._sinks:
             if set_to_none:
-                p.sink.reset()
-            elif not p.sink.fresh:
-                p.sink.buffer.fill(0)
+                sink.reset()
+            elif not sink.fresh:
+                sink.buffer.fill(0)
 
     @recorded("optimizer")
-    @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
     def step(self, closure=None, *, scale=1.0, max_norm=None):
         """Update every parameter that has a gradient; returns what `closure` returned.
 
@@ -113,45 +115,66 @@ class Optimizer(Saving):
                 loss = closure()
         stretches = self._stretches()
         if max_norm is not None:
-            total = sum(_squares(flat.grad[start:stop]) for _, _, flat, start, stop in stretches)
+            total = sum(sum_of_squares(grad) for _, _, _, grad, _ in stretches)
             self.grad_norm = math.sqrt(total) * abs(scale)
             # PyTorch's clip_grad_norm_, with its 1e-6. A NaN norm must reach the parameters.
             factor = max_norm / (self.grad_norm + 1e-6)
             scale *= factor if not factor > 1 else 1.0
-        for group, step, flat, start, stop in stretches:
-            data, grad, states = flat.data, flat.grad, self._state[id(flat)]
-            scratch = self._scratch[data.dtype]
+        for group, step, data, grad, states in stretches:
             signed = -scale if group.get("maximize") else scale
-            for a in range(start, stop, BLOCK):
-                b = min(a + BLOCK, stop)
-                self._update(data[a:b], grad[a:b], signed, [s[a:b] for s in states], group, step,
-                             scratch[:, :b - a])
+            if not self._launch(data, grad, signed, states, group, step):
+                self._in_blocks(data, grad, signed, states, group, step)
         return loss
 
     def _stretches(self):
-        """[(group, step, flat, start, stop)] of what is to be updated; counts the steps."""
-        used = [not p._sink.fresh for p, *_ in self._order]
-        everything = all(used) and len(set(self._steps)) <= 1
-        for i, yes in enumerate(used):
-            if yes:
-                self._steps[i] += 1
-                self._order[i][0].storage.version += 1
-        if everything and self._all_used is not None:
-            return [(group, self._steps[0], *rest) for group, _, *rest in self._all_used]
-        out, previous = [], None
-        for i, (p, group, flat, start, stop) in enumerate(self._order):
-            if not used[i]:
-                previous = None
-                continue
+        """[(group, step, data, grad, states)] of what is to be updated: views of flat memory.
+
+        Counts the steps. As long as the same parameters have gradients, the stretches stay.
+        """
+        fresh = [sink.fresh for sink in self._sinks]
+        if fresh != self._fresh:
+            self._fresh, self._cut = fresh, self._cut_stretches(fresh)
+        used, storages, stretches = self._cut
+        self._steps += used
+        for storage in storages:
+            storage.version += 1
+        return [(group, int(self._steps[first]), *arrays) for group, first, *arrays in stretches]
+
+    def _cut_stretches(self, fresh):
+        """(1 for each parameter that is used, their storages, [(group, position of the first
+        parameter, data, grad, states)]). Neighbours in memory that share group and step go
+        together.
+        """
+        where, cuts, previous = [i for i, new in enumerate(fresh) if not new], [], None
+        for i in where:
+            p, group, flat, start, stop = self._order[i]
             index = flat.index[id(p)]
             if previous == (id(group), self._steps[i], id(flat), index - 1):
-                out[-1][4] = stop
+                cuts[-1][-1] = stop
             else:
-                out.append([group, self._steps[i], flat, start, stop])
+                cuts.append([group, i, flat, start, stop])
             previous = id(group), self._steps[i], id(flat), index
-        if everything:
-            self._all_used = out
-        return out
+        used = np.zeros_like(self._steps)
+        used[where] = 1
+        return used, [self._order[i][0].storage for i in where], [
+            (group, i, flat.data[start:stop], flat.grad[start:stop],
+             [array[start:stop] for array in self._state[id(flat)]])
+            for group, i, flat, start, stop in cuts]
+
+    def _launch(self, p, grad, scale, states, group, step):
+        """Do for a whole stretch what `_update` does for a block, by a kernel, if there is one.
+
+        Returns whether there was.
+        """
+        return False
+
+    @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
+    def _in_blocks(self, p, grad, scale, states, group, step):
+        scratch = self._scratch[p.dtype]
+        for a in range(0, len(p), BLOCK):
+            part = slice(a, a + BLOCK)
+            self._update(p[part], grad[part], scale, [s[part] for s in states], group, step,
+                         scratch[:, :len(p) - a])
 
     def _update(self, p, grad, scale, states, group, step, scratch):
         """Update block p (1-D, in place) from `grad`, which is to be multiplied by `scale`.
@@ -159,8 +182,3 @@ class Optimizer(Saving):
         states: the block's state arrays. step: from 1. scratch: two arrays of the block's size.
         """
         raise TypeError(f"{type(self).__name__} defines no _update()")
-
-
-def _squares(x):
-    """The sum of squares of a 1-D array, as a Python float."""
-    return sum(float(np.dot(x[a:a + BLOCK], x[a:a + BLOCK])) for a in range(0, len(x), BLOCK))

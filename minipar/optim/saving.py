@@ -92,7 +92,7 @@ class Saving:
         for name, i in self._named(model):
             if self._steps[i]:
                 state.update({f"{name}.{key}": a for key, a in self._arrays(i).items()})
-                state[f"{name}.step"] = self._steps[i]
+                state[f"{name}.step"] = int(self._steps[i])
         return state
 
     def load_named_state(self, model, state, strict=True):
@@ -140,6 +140,7 @@ class Saving:
         """Set the state to `entries` unless there are problems."""
         if problems:
             raise ValueError(f"state for {type(self).__name__}: {'; '.join(problems)}")
+        self._fresh = None  # steps that differ cut the stretches in another way
         for i, (step, arrays) in entries:
             self._steps[i] = step
             for key, own in self._arrays(i).items():

@@ -2,7 +2,11 @@
 
 import numpy as np
 
+from ..launch import Kernel
 from .optimizer import Optimizer
+
+_PLAIN = Kernel("optimizer.cu", "sgd", elements="n")
+_MOMENTUM = Kernel("optimizer.cu", "sgd_momentum", elements="n")
 
 
 class SGD(Optimizer):
@@ -27,6 +31,19 @@ class SGD(Optimizer):
             raise ValueError("nesterov needs a momentum > 0 and no dampening")
         if group["momentum"] and not self.state_names:
             raise ValueError("a group has momentum but the optimizer was made without")
+
+    def _launch(self, p, grad, scale, states, group, step):
+        momentum = group["momentum"]
+        run = (_MOMENTUM if momentum else _PLAIN).build(p.dtype)
+        if run is None:
+            return False
+        common = len(p), scale, group["weight_decay"], group["lr"]
+        if momentum:  # the first v is 0 before
+            fresh = 1.0 if step == 1 else 1 - group["dampening"]
+            run(p, grad, states[0], *common, momentum, fresh, bool(group["nesterov"]))
+        else:
+            run(p, grad, *common)
+        return True
 
     def _update(self, p, grad, scale, states, group, step, scratch):
         g, t = scratch
