@@ -1,0 +1,143 @@
+"""What a collective costs: counted from its task graph, and priced by a machine's parameters.
+
+The model is the one that the papers use (Thakur, Rabenseifner & Gropp 2005): a message of m bytes
+takes alpha + beta m, reducing m bytes takes gamma m, a rank sends and receives at the same time,
+and several messages that it sends in one round go one after another. A round of a rank ends when
+its messages and reductions are done, and a message starts when both ends have come to it. One-
+sided operations move their bytes like messages without alpha; a fence costs alpha.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .graph import lower
+
+
+@dataclass(frozen=True)
+class Machine:
+    """alpha: seconds per message; beta: seconds per byte sent; gamma: seconds per byte reduced."""
+    alpha: float
+    beta: float
+    gamma: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a program costs on p ranks for n elements of `itemsize` bytes.
+
+    rounds:      of the rank that has most.
+    messages:    sent by the rank that sends most; one-sided operations count.
+    sent:        bytes moved by the rank that moves most.
+    reduced:     bytes reduced by the rank that reduces most.
+    total:       bytes moved by all ranks together.
+    alphas, betas, gammas: of the critical path: messages, bytes moved, bytes reduced, each on the
+                 path that is longest in it alone. The predicted time is at most the sum of all.
+    """
+    rounds: int
+    messages: int
+    sent: int
+    reduced: int
+    total: int
+    alphas: int
+    betas: int
+    gammas: int
+
+
+MOVES = ("send", "put", "get", "get_reduce")  # the end of a transfer that is counted
+REDUCES = ("recv_reduce", "reduce", "get_reduce")
+
+
+def cost(program, p, n, itemsize=4, **options):
+    """The Cost of `program` on p ranks for n elements. options: root, counts, topo."""
+    tasks = lower(program, p, n, **options)
+    per_rank = {"messages": [0] * p, "sent": [0] * p, "reduced": [0] * p}
+    for task in tasks:
+        nbytes = len(task.chunk) * itemsize
+        if task.kind in MOVES:
+            per_rank["messages"][task.rank] += 1
+            per_rank["sent"][task.rank] += nbytes
+        if task.kind in REDUCES:
+            per_rank["reduced"][task.rank] += nbytes
+    path = [_finish(tasks, p, itemsize, Machine(*unit))
+            for unit in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    return Cost(max((task.round + 1 for task in tasks), default=0),
+                max(per_rank["messages"]), max(per_rank["sent"]), max(per_rank["reduced"]),
+                sum(per_rank["sent"]), *(round(x) for x in path))
+
+
+def predict(program, p, n, machine, itemsize=4, **options):
+    """The seconds that `program` takes by the model."""
+    return _finish(_lowered(program, p, n, tuple(sorted(options.items()))), p, itemsize, machine)
+
+
+@lru_cache(maxsize=64)
+def _lowered(program, p, n, options):
+    return lower(program, p, n, **dict(options))
+
+
+def _finish(tasks, p, itemsize, machine):
+    """When the last rank is done: every rank's rounds in order, messages as both ends come."""
+    rounds = {}
+    for task in tasks:
+        rounds.setdefault((task.rank, task.round), []).append(task)
+    last = [max((r for rank, r in rounds if rank == me), default=-1) for me in range(p)]
+    began = {(rank, 0): 0.0 for rank in range(p)}
+    waiting, ready = {}, [(rank, 0) for rank in range(p) if last[rank] >= 0]
+    ends = [0.0] * p
+    while ready:
+        rank, number = ready.pop()
+        here = rounds.get((rank, number), ())
+        needed = {(tasks[t.match].rank, tasks[t.match].round) for t in here if t.match >= 0}
+        missing = next((other for other in needed if other not in began), None)
+        if missing is not None:
+            waiting.setdefault(missing, []).append((rank, number))
+            continue
+        end = _end_of_round(here, began[rank, number], tasks, began, itemsize, machine)
+        ends[rank] = end
+        if number < last[rank]:
+            began[rank, number + 1] = end
+            ready.append((rank, number + 1))
+            ready += waiting.pop((rank, number + 1), ())
+    return max(ends, default=0.0)
+
+
+def _end_of_round(here, start, tasks, began, itemsize, machine):
+    sending = receiving = start
+    after = 0.0
+    for task in here:
+        nbytes = len(task.chunk) * itemsize
+        price = machine.alpha + machine.beta * nbytes
+        if task.kind in ("send", "recv", "recv_reduce"):
+            other = began[tasks[task.match].rank, tasks[task.match].round]
+            if task.kind == "send":
+                sending = max(sending, other) + price
+            else:
+                receiving = max(receiving, other) + price
+        elif task.kind in MOVES:
+            sending += machine.beta * nbytes
+        elif task.kind == "fence":
+            everyone = [task]
+            while tasks[everyone[-1].match] is not task:
+                everyone.append(tasks[everyone[-1].match])
+            sending = max(began[t.rank, t.round] for t in everyone) + machine.alpha
+        if task.kind in REDUCES:
+            after += machine.gamma * nbytes
+    return max(sending, receiving) + after
+
+
+def lower_bounds(kind, p, nbytes):
+    """{"alphas", "betas", "gammas"} that no algorithm of point-to-point messages goes below.
+
+    For one port in each direction (Chan, Heimlich, Purkayastha & van de Geijn 2007, table 1);
+    each bound alone can be met, not always all at once. Raises ValueError for other kinds.
+    """
+    steps = math.ceil(math.log2(p)) if p > 1 else 0
+    share = (p - 1) / p * nbytes
+    table = {"all_reduce": (steps, 2 * share, share), "reduce_scatter": (steps, share, share),
+             "all_gather": (steps, share, 0), "broadcast": (steps, nbytes if p > 1 else 0, 0),
+             "reduce": (steps, nbytes if p > 1 else 0, share), "gather": (steps, share, 0),
+             "scatter": (steps, share, 0), "all_to_all": (steps, share, 0), "barrier": (steps, 0, 0)}
+    if kind not in table:
+        raise ValueError(f"no lower bounds for {kind!r}: there are {', '.join(table)}")
+    return dict(zip(("alphas", "betas", "gammas"), table[kind]))
