@@ -8,6 +8,7 @@ from . import __version__
 # {command: (module, whose main(argv) returns the exit status; what it does)}
 COMMANDS = {
     "train": ("train", "train a model: minipar train --help"),
+    "bench": ("bench", "time collectives, algorithms side by side: minipar bench --help"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }
