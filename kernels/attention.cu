@@ -21,7 +21,7 @@
 constexpr int DIM = 128;  // the largest dim and value_dim
 // Queries and keys of a tile: what a CPU's caches and 48 KB of a GPU's shared memory hold.
 #if defined(MINIPAR_HOST) && !defined(MINIPAR_EMULATED)
-constexpr int QUERIES = 2 * LANES, KEYS = 64, KEYS_BACK = 64;
+constexpr int QUERIES = 2 * LANES, KEYS = 128, KEYS_BACK = 128;
 #else
 constexpr int QUERIES = 64 / sizeof(acc), KEYS = 128 / sizeof(acc), KEYS_BACK = 32 / sizeof(acc);
 #endif
