@@ -179,9 +179,8 @@ __global__ void attention_backward(const real *q, const real *k, const real *v, 
     for (int64 block = blockIdx.x; block < rows / queries * parts; block += gridDim.x) {
         int64 head = block / parts, key_begin = block % key_parts * key_part;
         int64 query_begin = block / key_parts % query_parts * query_part;
-        int64 query_end = query_begin + query_part, key_end = key_begin + key_part;
-        query_end = query_end < queries ? query_end : queries;
-        key_end = key_end < keys ? key_end : keys;
+        int64 query_end = least(query_begin + query_part, queries);
+        int64 key_end = least(key_begin + key_part, keys);
         auto q_head = head_of(q, strides, head, heads);
         auto g_head = head_of(g, strides + 12, head, heads);
         auto gk_head = head_of(gk, strides + 18, head, heads);
@@ -194,7 +193,7 @@ __global__ void attention_backward(const real *q, const real *k, const real *v, 
             }
         for (int64 first = query_begin; first < query_end; first += QUERIES) {
             int count = least(QUERIES, query_end - first);
-            int64 seen = causal && first + count < key_end ? first + count : key_end;
+            int64 seen = causal ? least(key_end, first + count) : key_end;
             load_across(q_tile, QUERIES, q_head, first, count, dim, scale);
             load_across(g_tile, QUERIES, g_head, first, count, value_dim, upscale);
             load(q_rows, q_head, first, count, dim, scale);

@@ -26,7 +26,7 @@ template <class N> struct Matrix {
     __device__ __forceinline__ N *row(int64 i) const { return data + i * stride; }
 };
 
-static __device__ __forceinline__ int least(int64 a, int64 b) { return int(a < b ? a : b); }
+static __device__ __forceinline__ int64 least(int64 a, int64 b) { return a < b ? a : b; }
 
 // put(i, j, sum over steps of a(i, step) b(step, j)) for ROWS x COLUMNS results.
 template <int COLUMNS, class Put>

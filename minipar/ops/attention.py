@@ -39,7 +39,8 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     attn_mask: broadcastable to (..., L, S); bool (True takes part) or floating (added to the
     scores). is_causal: query i sees keys 0..i. scale: 1 / sqrt(E) if None. dropout_p: applied to
     the probabilities whenever it is not 0, with the masks of `dropout` under `name`; dim 0 counts
-    the samples. A query that sees no key gets zeros, as in PyTorch.
+    the samples. A query that sees no key gets zeros, as in PyTorch. NaN and infinity behind a
+    causal mask may still make NaN of what does not see them: their weight is 0, and 0 * inf is NaN.
     Raises ValueError with the shapes if they do not match, for a mask beside is_causal, and unless
     0 <= dropout_p <= 1; TypeError if the types differ.
     """
@@ -121,7 +122,7 @@ def _tiled(forward, inputs, arrays, dropout_p, is_causal, scale, name):
     if dropout_p:
         kept = keep_mask((*arrays[0].shape[:-1], keys), dropout_p, name)
         upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
-    sizes = (heads, batch * heads * queries, queries, keys, dim, value_dim, is_causal, scale,
+    sizes = (heads, batch * heads * queries, queries, keys, dim, value_dim, bool(is_causal), scale,
              bool(dropout_p), upscale)
     # In the memory order of query: heads cut from one projection are put together without a copy.
     out = _like(q, (batch, heads, queries, value_dim))
