@@ -98,6 +98,9 @@ class Link:
             n = self.stream.write(parts)
         except OSError:
             self.lost, n = True, 0  # what has come before can still be read
+        if not n:
+            self._rest = parts
+            return False
         for i, part in enumerate(parts):
             if n < len(part):
                 self._rest = (memoryview(part)[n:], *parts[i + 1:])
@@ -106,14 +109,19 @@ class Link:
         return True
 
     def _flush(self):
+        """Write what is unsent; whether anything was taken."""
+        moved = False
         while self.unsent:
             parts, message = self.unsent[0]
             if not self._write(parts):
+                moved = moved or self._rest is not parts
                 self.unsent[0] = self._rest, message
-                return
+                return moved
             self.unsent.popleft()
+            moved = True
             if message is not None:
                 message.done = True
+        return moved
 
     # Receiving
 
@@ -135,14 +143,14 @@ class Link:
             early.taker = message
 
     def pump(self):
-        """Write and read what is possible without waiting."""
-        if self.unsent:
-            self._flush()
+        """Write and read what is possible without waiting; whether that was anything."""
+        moved = bool(self.unsent) and self._flush()
         try:
             while True:
                 n = self.stream.read(self._place)
                 if not n:
-                    return
+                    return moved
+                moved = True
                 if n < len(self._place):
                     self._place = self._place[n:]
                 elif self._filling is None:
@@ -151,6 +159,7 @@ class Link:
                     self._end()
         except (EOFError, OSError):
             self.lost = True
+            return moved
 
     def _begin(self):
         """Act on a header that is complete."""

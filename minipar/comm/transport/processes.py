@@ -38,10 +38,11 @@ class Mesh:
         self._all = list(self.links.values())
 
     def poll(self, timeout=0):
-        """Move what can be moved on all links, waiting up to `timeout` seconds for something."""
+        """Move what can be moved on all links; if nothing can, wait up to `timeout` seconds."""
         for link in self._all:
             if link.stream.wakes:
-                link.pump()
+                if link.pump():
+                    timeout = 0
             elif link.unsent and not link.lost:
                 self._selector.modify(link.stream.socket, _BOTH, link)
         for key, events in self._selector.select(timeout):
@@ -56,13 +57,11 @@ class Mesh:
 
     def sleep(self, timeout):
         """Wait until a peer has done something, or `timeout` seconds."""
-        if self.segment is None:
-            self.poll(timeout)
-            return
-        self.segment.asleep(True)  # from here on, peers that write or read wake this rank
-        ready = any(link.stream.wakes and link.stream.ready(link.unsent) for link in self._all)
-        self.poll(0 if ready else timeout)
-        self.segment.asleep(False)
+        if self.segment is not None:
+            self.segment.asleep(True)  # from here on, peers that write or read wake this rank
+        self.poll(timeout)
+        if self.segment is not None:
+            self.segment.asleep(False)
 
     def left(self):
         """The ranks that have said goodbye. Raises RankFailed if one is gone without."""

@@ -42,6 +42,7 @@ class RingStream:
 
     def __init__(self, outgoing, incoming, peer_sleeps, sock):
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a call must not wait
         self.socket = sock
         self._out, self._in, self._peer_sleeps = outgoing, incoming, peer_sleeps
         self._size = len(outgoing.data)
@@ -82,11 +83,6 @@ class RingStream:
         if self._peer_sleeps[0]:
             self._wake()
         return n
-
-    def ready(self, unsent):
-        """Whether there is something to read or, if something is unsent, room to write."""
-        return (self._in.written[0] != self._read
-                or bool(unsent) and self._written - self._out.read[0] < self._size)
 
     def _wake(self):
         self._peer_sleeps[0] = 0
