@@ -53,9 +53,6 @@ def world():
 
 def launched_size():
     """How many ranks the launcher's environment speaks of; None if there was no launcher."""
-    names = _meeting_variables()
-    if names:
-        return int(os.environ[names[1]])
     for name in _SIZE_VARIABLES:
         if name in os.environ:
             return None if name == "PMIX_RANK" else int(os.environ[name])
@@ -66,7 +63,7 @@ def launched_rank():
     """This process's rank as the launcher's environment has it, for when MPI cannot say; else 0."""
     names = _meeting_variables()
     for name in (*names[:1], "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
-        if name in os.environ:
+        if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return 0
 
@@ -94,9 +91,11 @@ def process_world():
         if _world is None:
             names = _meeting_variables()
             if names:
-                _world = _met_world(names)
+                _world = _met_communicator(names)
             else:
-                _world = _mpi_world() if is_launched() else Communicator(Lone())
+                _world = mpi_communicator() if is_launched() else Communicator(Lone())
+            if names or is_launched():
+                _install_hooks(_world.transport)
             atexit.register(_leave)
     return _world
 
@@ -107,7 +106,7 @@ def set_world(communicator):
     _world = communicator
 
 
-def _met_world(names):
+def _met_communicator(names):
     from .transport import processes
     values = [os.environ.get(name) for name in names]
     if None in values:
@@ -121,12 +120,12 @@ def _met_world(names):
         raise RuntimeError(f"{names[0]}={rank} is not in [0, {names[1]}={size})")
     if "TORCHELASTIC_RUN_ID" in os.environ and names is _TORCH:
         port += 1  # torchrun itself listens on the port that it tells
-    transport = processes.join(rank, size, values[2], port, os.environ.get("MINIPAR_TOKEN", ""))
-    _install_hooks(transport)
-    return Communicator(transport)
+    token = os.environ.get("MINIPAR_TOKEN", "")
+    return Communicator(processes.join(rank, size, values[2], port, token))
 
 
-def _mpi_world():
+def mpi_communicator():
+    """The communicator of MPI's world. Raises RuntimeError if launcher and library do not fit."""
     try:
         from .transport import mpi
     except (ImportError, RuntimeError) as error:
@@ -138,7 +137,6 @@ def _mpi_world():
     if expected is not None and expected != transport.size:
         raise RuntimeError(f"the launcher started {expected} ranks, but {mpi.version()} sees "
                            f"{transport.size}: mpirun and mpi4py belong to different MPI libraries")
-    _install_hooks(transport)
     return Communicator(transport)
 
 

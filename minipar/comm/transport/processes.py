@@ -140,7 +140,7 @@ class Processes(Transport):
         for link in self.mesh.links.values():
             link.say_goodbye()
         while len(self.departed()) < len(self.mesh.links) or any(
-                link.unsent for link in self.mesh.links.values()):
+                link.unsent and not link.lost for link in self.mesh.links.values()):
             self.mesh.sleep(_FAREWELL)
         self.mesh.close()
 
