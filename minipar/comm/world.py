@@ -60,9 +60,8 @@ def launched_size():
 
 
 def launched_rank():
-    """This process's rank as the launcher's environment has it, for when MPI cannot say; else 0."""
-    names = _meeting_variables()
-    for name in (*names[:1], "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
+    """This process's rank as MPI's launcher has it, for when MPI cannot say; else 0."""
+    for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return 0

@@ -130,6 +130,9 @@ class Meeting:
         try:
             send(self._socket, mine)
             answer = receive(self._socket)
+        except TimeoutError:
+            raise RuntimeError(f"rank {self.rank}: not all of {self.size} ranks have come to "
+                               f"{self._where} within {PATIENCE:.0f} s") from None
         except (OSError, EOFError):
             raise RuntimeError(f"rank {self.rank} of {self.size} lost the meeting at "
                                f"{self._where}: another token, or a rank that failed") from None
