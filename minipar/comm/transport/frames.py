@@ -55,6 +55,7 @@ class Link:
         self.stream, self.rank, self.peer = stream, rank, peer
         self.left = False  # the peer has said goodbye
         self.lost = False  # the connection has broken
+        self.moves = 0  # how often pump() found something to do
         self.unsent = deque()  # (buffers, message or None): frames not wholly written
         self._credit, self._owed = WINDOW, 0
         self._asked, self._asks = {}, 0  # my announcements: number -> message
@@ -109,19 +110,17 @@ class Link:
         return True
 
     def _flush(self):
-        """Write what is unsent; whether anything was taken."""
-        moved = False
+        """Write what is unsent as far as possible."""
         while self.unsent:
             parts, message = self.unsent[0]
             if not self._write(parts):
-                moved = moved or self._rest is not parts
+                self.moves += self._rest is not parts
                 self.unsent[0] = self._rest, message
-                return moved
+                return
             self.unsent.popleft()
-            moved = True
+            self.moves += 1
             if message is not None:
                 message.done = True
-        return moved
 
     # Receiving
 
@@ -143,14 +142,15 @@ class Link:
             early.taker = message
 
     def pump(self):
-        """Write and read what is possible without waiting; whether that was anything."""
-        moved = bool(self.unsent) and self._flush()
+        """Write and read what is possible without waiting; counts it in `moves` if it was any."""
+        if self.unsent:
+            self._flush()
         try:
             while True:
                 n = self.stream.read(self._place)
                 if not n:
-                    return moved
-                moved = True
+                    return
+                self.moves += 1
                 if n < len(self._place):
                     self._place = self._place[n:]
                 elif self._filling is None:
@@ -159,7 +159,6 @@ class Link:
                     self._end()
         except (EOFError, OSError):
             self.lost = True
-            return moved
 
     def _begin(self):
         """Act on a header that is complete."""

@@ -8,7 +8,7 @@ helper threads: bytes move when a rank starts, tests or waits.
 
 import os
 import selectors
-import struct
+import time
 from hashlib import blake2b
 from os import _exit  # world.py puts another one in its place, which ends here
 
@@ -32,17 +32,21 @@ class Mesh:
         self.links = {}
         self._selector = selectors.DefaultSelector()
         for peer, sock in sockets.items():
-            stream = segment.stream(peer, sock) if segment and peer in segment else None
+            stream = segment.stream(peer, sock) if segment is not None and peer in segment else None
             link = self.links[peer] = Link(stream or SocketStream(sock), rank, peer)
             self._selector.register(sock, selectors.EVENT_READ, link)
         self._all = list(self.links.values())
+        self._moves, self._still = 0, 0.0  # what had moved, and since when nothing has
+        # Seconds without sleep when a long message stops; none if that takes others' cores.
+        self.patience = 0.0 if segment is None or segment.crowded else 2e-4
 
     def poll(self, timeout=0):
         """Move what can be moved on all links; if nothing can, wait up to `timeout` seconds."""
         for link in self._all:
             if link.stream.wakes:
-                if link.pump():
-                    timeout = 0
+                moves = link.moves
+                link.pump()
+                timeout = timeout if link.moves == moves else 0
             elif link.unsent and not link.lost:
                 self._selector.modify(link.stream.socket, _BOTH, link)
         for key, events in self._selector.select(timeout):
@@ -62,6 +66,13 @@ class Mesh:
         self.poll(timeout)
         if self.segment is not None:
             self.segment.asleep(False)
+
+    def idle(self):
+        """Seconds for which nothing has moved, as far as this has been asked."""
+        moves, now = sum(link.moves for link in self._all), time.perf_counter()
+        if moves != self._moves:
+            self._moves, self._still = moves, now
+        return now - self._still
 
     def left(self):
         """The ranks that have said goodbye. Raises RankFailed if one is gone without."""
@@ -129,7 +140,7 @@ class Processes(Transport):
     def relax(self, turn, waited):
         if turn < 5:
             return
-        if waited < 1e-3:
+        if waited < 1e-3 or self.mesh.idle() < self.mesh.patience:
             _yield()
         else:
             self.mesh.sleep(0.01 if waited < 0.1 else 0.1)

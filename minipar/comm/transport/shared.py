@@ -18,11 +18,11 @@ import secrets
 import socket
 import sys
 
-_RING = 2**18  # bytes of a ring where the ranks are few; a power of two
+_RING = 2**20  # bytes of a ring where the ranks are few; a power of two
 _MOST = 2**26  # bytes of all rings of a machine
 _LEAST = 2**14  # a smaller ring than this is no better than a socket
 _LINE = 64  # bytes of a cache line: words of different writers do not share one
-_STEP = 2**16  # bytes written before the reader is told, so that both copy at once
+_STEP = 2**17  # bytes written before the reader is told, so that both copy at once
 
 
 class Ring:
@@ -111,6 +111,11 @@ class Segment:
         self._memory, self._rank, self._ring = memoryview(memory), rank, ring
         self._index, self._joined = {r: i for i, r in enumerate(ranks)}, joined
         self._sleeps = self._flag(rank)
+
+    @property
+    def crowded(self):
+        """Whether there are more ranks than cores."""
+        return len(self._joined) > len(os.sched_getaffinity(0))
 
     def __contains__(self, rank):
         return rank in self._joined
