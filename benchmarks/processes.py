@@ -59,10 +59,11 @@ def main():
             found = launch(measure, o.ranks, how=how, timeout=600)[0]
             for size, seconds in found.items():
                 best[way][size] = min(seconds, best[way].get(size, seconds))
-    print(f"{'bytes':>10} {'mpi us':>10} " + " ".join(f"{w + ' / mpi':>20}" for w in ways if w != "mpi"))
+    ours = [way for way in ways if way != "mpi"]
+    print(f"{'bytes':>10} {'mpi us':>10}" + "".join(f"{way + ' / mpi':>21}" for way in ours))
     for size in SIZES:
-        print(f"{size:>10} {best['mpi'][size] * 1e6:>10.1f} " + " ".join(
-            f"{best[way][size] / best['mpi'][size]:>20.2f}" for way in ways if way != "mpi"))
+        ratios = [best[way][size] / best["mpi"][size] for way in ours]
+        print(f"{size:>10} {best['mpi'][size] * 1e6:>10.1f}" + "".join(f"{r:21.2f}" for r in ratios))
     if o.json:
         with open(o.json, "w") as file:
             json.dump({"ranks": o.ranks, "seconds": best}, file, indent=1)

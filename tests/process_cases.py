@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -132,7 +133,7 @@ class Planted(Exception):
 
 
 def leave(how):
-    if how == "raise":
+    if how in ("raise", "raise with a child"):
         raise KeyError("this one")
     if how == "raise what pickle cannot read":
         raise Planted("planted", "on purpose")
@@ -158,6 +159,9 @@ def fail(pids, culprit, step, how):
     """All ranks reduce for ever; the culprit leaves in the way it is told to, or returns."""
     comm, x = world(), np.zeros(100)
     (pids / f"{comm.rank}").write_text(str(os.getpid()))
+    if how == "raise with a child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+        (pids / f"child of {comm.rank}").write_text(str(child.pid))
     comm.barrier()
     print("all are here", flush=True)
     for i in range(10**9):

@@ -179,7 +179,8 @@ def test_what_cannot_be_sent_back_is_named():
 
 # ------------------------------------------------------------------ failures
 
-FAILURES = {"raise": (KeyError, "this one"), "raise in a thread": (KeyError, "this one"),
+FAILURES = {"raise": (KeyError, "this one"), "raise with a child": (KeyError, "this one"),
+            "raise in a thread": (KeyError, "this one"),
             "raise what pickle cannot read": (RankFailed, "Planted: planted: on purpose"),
             "exit 3": (RankFailed, "ended with status 3 before"),
             "exit text": (RankFailed, "status 1 before.*: leaves with a text"),
@@ -199,7 +200,7 @@ def test_a_rank_that_fails_ends_the_job_and_is_named_with_its_traceback(how, tmp
     with pytest.raises(kind, match=words.format(culprit)) as caught:
         launch(cases.fail, n, args=(tmp_path, culprit, step, how), timeout=60)
     assert time.monotonic() - begin < 10
-    gone(tmp_path, n)
+    gone(tmp_path, 2 * n if "child" in how else n)
     error = caught.value
     if kind is not RankFailed:
         assert isinstance(error.__cause__, RankFailed)

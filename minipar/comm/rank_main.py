@@ -28,8 +28,8 @@ def main():
     host, port, token = os.environ.pop("MINIPAR_PARENT").split(":")
     rank = int(sys.argv[1]) if len(sys.argv) > 1 else launched_rank()
     meeting = rendezvous.listen("127.0.0.1") if rank == 0 else None
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, write_through=False)  # lines of ranks do not tear each other
+    for stream in (sys.stdout, sys.stderr):  # whole lines, so that ranks do not tear each other's
+        stream.reconfigure(line_buffering=True, write_through=False)
     parent = _Parent(socket.create_connection((host, int(port))))
     work = parent.get_work(token, rank, meeting)
     try:
