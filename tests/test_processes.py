@@ -219,8 +219,9 @@ def test_when_time_is_up_the_ranks_end(tmp_path):
     gone(tmp_path, 2)
 
 
-@pytest.mark.parametrize("how", ["processes", "mpi"])
-@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("how, signal_name", [("processes", "SIGINT"), ("processes", "SIGKILL"),
+                                              ("mpi", "SIGINT"), ("mpi", "SIGKILL"),
+                                              ("threads", "SIGINT")])
 def test_ranks_end_when_their_parent_is_interrupted_or_killed(how, signal_name, tmp_path):
     if how == "mpi":
         programs.launcher()
@@ -291,6 +292,14 @@ def test_ranks_started_by_hand_meet_and_leave_in_any_order(names):
     program = Path(__file__).parent / "mpi_programs" / "leaving.py"
     assert started(3, program, 0.2, names=names) == [
         (0, f"rank {rank} leaves\n", "") for rank in range(3)]
+
+
+def test_ranks_of_which_not_all_share_memory_pass_every_case():
+    def change(rank, variables):
+        if rank == 1:
+            variables["MINIPAR_SHARED_MEMORY"] = "off"
+    program = Path(__file__).parent / "mpi_programs" / "cases.py"
+    assert started(3, program, 3, change=change) == [(0, "", "")] * 3
 
 
 @pytest.mark.parametrize("how, status", [("raise", 1), ("exit 3", 1), ("_exit 0", 1),

@@ -26,8 +26,9 @@ from .world import launched_rank, mpi_communicator, set_world
 def main():
     """Run one rank. The last argument is its number; without one, MPI's launcher says it."""
     host, port, token = os.environ.pop("MINIPAR_PARENT").split(":")
-    rank = int(sys.argv[1]) if len(sys.argv) > 1 else launched_rank()
-    meeting = rendezvous.listen("127.0.0.1") if rank == 0 else None
+    mpi = len(sys.argv) == 1
+    rank = launched_rank() if mpi else int(sys.argv[1])
+    meeting = rendezvous.listen("127.0.0.1") if rank == 0 and not mpi else None
     for stream in (sys.stdout, sys.stderr):  # whole lines, so that ranks do not tear each other's
         stream.reconfigure(line_buffering=True, write_through=False)
     parent = _Parent(socket.create_connection((host, int(port))))

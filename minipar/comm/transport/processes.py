@@ -171,6 +171,8 @@ def join(rank, size, host, port, token="", listener=None):
     Raises RuntimeError if the ranks do not find each other.
     """
     if size == 1:
+        if listener is not None:
+            listener.close()
         return Lone()
     with rendezvous.Meeting(rank, size, host, port, token, listener) as meeting:
         sockets = meeting.connect_pairs()
