@@ -11,11 +11,4 @@ from .random import Generator
 from .tensor import Tensor, from_numpy, tensor
 from .ops import *  # noqa: F401,F403  (minipar.exp, minipar.matmul, ... as in PyTorch)
 
-
-def launch(fn, nprocs, *, args=(), how="processes", timeout=None):
-    """Run `fn(*args)` on `nprocs` ranks: `minipar.comm.launch`, which is loaded when called."""
-    from .comm import launch
-    return launch(fn, nprocs, args=args, how=how, timeout=timeout)
-
-
 __version__ = "0.1.0"

@@ -86,7 +86,7 @@ def test_results_come_in_the_order_of_ranks_and_ranks_have_the_callers_context(m
 def test_the_same_call_runs_threads_and_refuses_what_there_is_not(monkeypatch):
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
-    assert [r[:4] for r in minipar.launch(cases.echo, 2, args=(1, 2), how="threads")] == [
+    assert [r[:4] for r in launch(cases.echo, 2, args=(1, 2), how="threads")] == [
         (0, 2, 1, 2), (1, 2, 1, 2)]
     with pytest.raises(ValueError, match="'fibers'.*processes, mpi, threads"):
         launch(cases.echo, 2, how="fibers")
@@ -105,8 +105,7 @@ def run(code, **extra):
 CELLS = """
     import sys
     {}
-    import minipar
-    from minipar.comm import world
+    from minipar.comm import launch, world
 
     scale = 10
 
@@ -117,8 +116,8 @@ CELLS = """
     def cell(p):
         return Point(p.x + scale * world().rank)
 
-    print([p.x for p in minipar.launch(cell, 2, args=(Point(3),))],
-          minipar.launch(lambda: world().size, 2, timeout=30))
+    print([p.x for p in launch(cell, 2, args=(Point(3),))],
+          launch(lambda: world().size, 2, timeout=30))
 """
 
 
@@ -137,8 +136,7 @@ def test_without_cloudpickle_one_line_says_what_is_needed():
 
 
 SCRIPT = """
-    import minipar
-    from minipar.comm import world
+    from minipar.comm import launch, world
     from beside import shift
 
     class Point:
@@ -148,7 +146,7 @@ SCRIPT = """
     def job(p):
         return Point(p.x + shift * world().rank)
 
-    {}print([p.x for p in minipar.launch(job, 2, args=(Point(3),), timeout=30)])
+    {}print([p.x for p in launch(job, 2, args=(Point(3),), timeout=30)])
 """
 
 
@@ -226,8 +224,8 @@ def test_ranks_end_when_their_parent_is_interrupted_or_killed(how, signal_name, 
     if how == "mpi":
         programs.launcher()
     (tmp_path / "pids").mkdir()
-    code = (f"import pathlib, process_cases as c, minipar\n"
-            f"minipar.launch(c.fail, 2, args=(pathlib.Path({str(tmp_path / 'pids')!r}), 1, 5, "
+    code = (f"import pathlib, process_cases as c\nfrom minipar.comm import launch\n"
+            f"launch(c.fail, 2, args=(pathlib.Path({str(tmp_path / 'pids')!r}), 1, 5, "
             f"'sleep'), how={how!r})")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True,

@@ -45,10 +45,7 @@ def launch(fn, nprocs, *, args=(), how="processes", timeout=None):
                            "`if __name__ == \"__main__\":`")
     from .job import Job
     call, needs_main = dump_call(fn, args)
-    now = context.current()
-    settings = dict(seed=now.seed, default_dtype=now.default_dtype.name,
-                    grad_enabled=now.grad_enabled, batch=(now.batch.step, now.batch.start))
-    work = dict(size=nprocs, how=how, call=call, settings=settings,
+    work = dict(size=nprocs, how=how, call=call, context=context.current().copy(),
                 prepare=_surroundings(needs_main))
     with Job(work, nprocs, how == "mpi", timeout) as job:
         return job.wait()

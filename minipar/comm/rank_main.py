@@ -14,7 +14,7 @@ import time
 import traceback
 from multiprocessing import spawn
 
-from .. import context, dtypes
+from .. import context
 from . import launcher
 from .communicator import Communicator
 from .job import receive_bytes, send_bytes
@@ -58,11 +58,7 @@ def _join(work, rank, meeting):
 
 def _run(work):
     """What the function returns, in a copy of the caller's context."""
-    given = work["settings"]
-    settings = context.Context(given["seed"], dtypes.dtype(given["default_dtype"]))
-    settings.grad_enabled = given["grad_enabled"]
-    settings.batch = context.BatchPosition(*given["batch"])
-    with context.use(settings):
+    with context.use(work["context"]):
         launcher.importing_main = True
         spawn.prepare(work["prepare"])  # the caller's path and, if it is needed, its `__main__`
         launcher.importing_main = False

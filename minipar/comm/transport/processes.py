@@ -97,21 +97,21 @@ class Processes(Transport):
 
     max_tag = 2**24
 
-    def __init__(self, mesh, rank, members, group=b""):
+    def __init__(self, mesh, rank, members, label=()):
         self.mesh, self.rank, self.size, self.members = mesh, rank, len(members), list(members)
-        self._group = group  # names the group: the same on all its members, and on no others
-        self._number = int.from_bytes(group, "little")
+        self.label = label
+        digest = blake2b(repr(label).encode(), digest_size=8).digest()
+        self._group = int.from_bytes(digest, "little")  # in the headers of its messages
 
     def paths(self):
         """What the bytes take to each peer: {rank in the world: "shared memory" or "sockets"}."""
         return {peer: link.stream.name for peer, link in self.mesh.links.items()}
 
     def send_init(self, array, peer, tag):
-        return Message(_bytes(array), self._number, tag, self.mesh.links[self.members[peer]], True)
+        return Message(_bytes(array), self._group, tag, self.mesh.links[self.members[peer]], True)
 
     def recv_init(self, array, peer, tag):
-        return Message(_bytes(array), self._number, tag, self.mesh.links[self.members[peer]],
-                       False)
+        return Message(_bytes(array), self._group, tag, self.mesh.links[self.members[peer]], False)
 
     def start(self, messages):
         for message in messages:
@@ -130,9 +130,8 @@ class Processes(Transport):
         return True
 
     def subgroup(self, members, label):
-        group = blake2b(self._group + repr(label).encode(), digest_size=8).digest()
         return Processes(self.mesh, members.index(self.rank),
-                         [self.members[m] for m in members], group)
+                         [self.members[m] for m in members], (*self.label, label))
 
     def departed(self):
         return self.mesh.left()
