@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,14 @@ def every_case():
     comm.plan("all_reduce", comm_cases.values(comm.rank, comm.size, 100, float)).start()
     comm.split(0).plan("broadcast", comm_cases.values(comm.rank, comm.size, 9, float))
     return comm.transport.paths() if comm.size > 1 else {}
+
+
+def one_sided():
+    """Programs that read and write their peers' memory."""
+    sys.path.insert(0, str(Path(__file__).parent / "mpi_programs"))
+    import shared
+    shared.check(world())
+    return True
 
 
 def payload(source, number, n):

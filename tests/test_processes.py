@@ -61,6 +61,11 @@ def test_every_case_holds_over_sockets(monkeypatch):
         {peer: "sockets" for peer in range(3) if peer != rank} for rank in range(3)]
 
 
+@pytest.mark.skipif(not HAS_RINGS, reason="processes share no memory here")
+def test_one_sided_programs_compute_what_they_promise_between_processes():
+    assert launch(cases.one_sided, 3, timeout=60) == [True] * 3
+
+
 def test_a_training_gives_the_same_bits_on_threads_processes_and_mpi():
     hashes = launch(cases.train, 4, how="threads") + launch(cases.train, 4, timeout=60)
     assert len(set(hashes)) == 1 and len(hashes) == 8

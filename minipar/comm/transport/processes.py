@@ -36,6 +36,7 @@ class Mesh:
             link = self.links[peer] = Link(stream or SocketStream(sock), rank, peer)
             self._selector.register(sock, selectors.EVENT_READ, link)
         self._all = list(self.links.values())
+        self._tired = False  # whether peers have been told that this rank will sleep
         self._moves, self._still = 0, 0.0  # what had moved, and since when nothing has
         # Seconds without sleep when a long message stops; none if that takes others' cores.
         self.patience = 0.0 if segment is None or segment.crowded else 2e-4
@@ -60,12 +61,27 @@ class Mesh:
                 self._selector.modify(key.fileobj, selectors.EVENT_READ, link)
 
     def sleep(self, timeout):
-        """Wait until a peer has done something, or `timeout` seconds."""
-        if self.segment is not None:
-            self.segment.asleep(True)  # from here on, peers that write or read wake this rank
-        self.poll(timeout)
-        if self.segment is not None:
+        """Wait until a peer has done something, or `timeout` seconds.
+
+        With shared memory the first call only says that this rank will sleep, and returns: what
+        changes from then on wakes it, and what had changed before is found by its next test.
+        """
+        if self.segment is None:
+            self.poll(timeout)
+        elif not self._tired:
+            self._tired = True
+            self.segment.asleep(True)
+        else:
+            self.poll(timeout)
+            self._tired = False
             self.segment.asleep(False)
+
+    def wake(self, peers):
+        """Wake those of `peers` that sleep and share memory with this rank."""
+        for peer in peers:
+            link = self.links.get(peer)
+            if link is not None and link.stream.wakes:
+                link.stream.call()
 
     def idle(self):
         """Seconds for which nothing has moved, as far as this has been asked."""
@@ -135,6 +151,9 @@ class Processes(Transport):
 
     def departed(self):
         return self.mesh.left()
+
+    def notify(self):
+        self.mesh.wake(self.members)
 
     def relax(self, turn, waited):
         if turn < 5:

@@ -66,8 +66,7 @@ class RingStream:
                     ring.written[0] = told = at
         if at != first:
             ring.written[0] = self._written = at
-            if self._peer_sleeps[0]:
-                self._wake()
+            self.call()
         return at - first
 
     def read(self, place):
@@ -80,11 +79,13 @@ class RingStream:
         n = min(have, len(place), self._size - start)
         place[:n] = ring.data[start:start + n]
         ring.read[0] = self._read = at + n
-        if self._peer_sleeps[0]:
-            self._wake()
+        self.call()
         return n
 
-    def _wake(self):
+    def call(self):
+        """Wake the peer if it sleeps."""
+        if not self._peer_sleeps[0]:
+            return
         self._peer_sleeps[0] = 0
         try:
             self.socket.send(b"!")
