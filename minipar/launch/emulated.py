@@ -14,13 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from .build import NATIVE, build, run_compiler
-from .findings import Describer, Finding, Lines
+from .findings import CALLERS, Describer, Finding, Lines
 from .rewrite import prepare
 from .source import (ACCUMULATE, ELEMENTS, SCALARS, BuildError, kernels_folder, misfit,
                      signatures)
 
 # -Og: the kernel's accesses, barriers and lines as they are written.
-FLAGS = ("-std=c++17", "-Og", "-g", "-march=native", "-ffp-contract=off", "-fno-math-errno",
+FLAGS = ("-std=c++17", "-Og", "-gdwarf-4", "-march=native", "-ffp-contract=off", "-fno-math-errno",
          "-fno-exceptions", "-fvisibility=hidden", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
 
 THREADS, MAX_THREADS, WARP = 128, 1024, 32
@@ -130,9 +130,9 @@ class Library:
         return {field: getattr(counts, field) for field, _ in _Counts._fields_}
 
     def _state(self, thread):
-        kind, mask, pc = ctypes.c_int(), ctypes.c_uint(), ctypes.c_uint32()
-        status = self._dll.minipar_state(thread, *map(ctypes.byref, (kind, mask, pc)))
-        return status, kind.value, mask.value, pc.value
+        kind, mask, places = ctypes.c_int(), ctypes.c_uint(), (ctypes.c_uint32 * (1 + CALLERS))()
+        status = self._dll.minipar_state(thread, *map(ctypes.byref, (kind, mask, places)))
+        return status, kind.value, mask.value, tuple(places)
 
 
 def _three(size):
@@ -218,13 +218,16 @@ def _built(source, real, names):
 
     def make(command, target):
         with tempfile.TemporaryDirectory(prefix="minipar-") as folder:
-            for name, text in files.items():
+            for name, text in {**files, "launch.cpp": program}.items():
                 path = Path(folder) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text, encoding="utf-8")
             compiled = Path(folder) / "kernels.o"
-            run_compiler([*command, "-fsanitize=thread", "-I", folder, "-I", NATIVE, "-x", "c++",
-                          "-c", "-", "-o", compiled], program, main)
+            try:
+                run_compiler([*command, "-fsanitize=thread", "-I", folder, "-I", NATIVE, "-c",
+                              Path(folder) / "launch.cpp", "-o", compiled], "", main)
+            except BuildError as error:  # name the user's file, not the copy
+                raise BuildError(str(error).replace(f"{folder}/", "")) from None
             run_compiler([command[0], "-shared", compiled, emulator, "-o", target], "", main)
     return build(f"{Path(main).stem}-{real}-emulated.so",
                  [program, *itertools.chain(*files.items()), str(emulator.name),

@@ -4,8 +4,10 @@ import ctypes
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
-_CALLERS = 12
+CALLERS = 12
+_OWN = ("emulated.h", "launch.cpp")  # files whose lines are nobody's business
 
 
 class Finding(ctypes.Structure):
@@ -16,7 +18,7 @@ class Finding(ctypes.Structure):
         ("mask", ctypes.c_uint), ("lane", ctypes.c_int),
         *((n, ctypes.c_uint64) for n in ("bytes", "size", "unit")), ("offset", ctypes.c_int64),
         ("pc", ctypes.c_uint32), ("other_pc", ctypes.c_uint32),
-        ("callers", ctypes.c_uint32 * _CALLERS), ("name", ctypes.c_char * 64)]
+        ("callers", ctypes.c_uint32 * CALLERS), ("name", ctypes.c_char * 64)]
 
 
 KINDS = ("race", "uninitialised", "outside", "wild", "constant", "misaligned", "stack", "diverged",
@@ -43,10 +45,11 @@ class Lines:
     def _ask(self, pc):
         if self._tool is None:
             return [f"+{pc:#x} (there is no addr2line that tells the line)"]
-        done = subprocess.run([self._tool, "-i", "-e", str(self._library),
-                               hex(pc - 1)], capture_output=True, text=True)
-        lines = [re.sub(r" \(discriminator \d+\)", "", line) for line in done.stdout.splitlines()]
-        return [line for line in lines if not re.search(r"emulated\.h:|\?\?|/usr/", line)]
+        done = subprocess.run([self._tool, "-i", "-e", str(self._library), hex(pc - 1)],
+                              capture_output=True, text=True)
+        lines = re.findall(r"^(.*):(\d+)", done.stdout, re.M)
+        return [f"{Path(path).name}:{line}" for path, line in lines
+                if not path.startswith(("/usr/", "?")) and Path(path).name not in _OWN]
 
     def __call__(self, pc, callers=()):
         """Where a position is: "file:line", and whence that was called."""
@@ -79,7 +82,8 @@ def _variable(f):
 class Describer:
     """Turns findings of one launch into text.
 
-    state: state(thread) -> (status, operation, mask, pc) of a thread when the launch ended.
+    state: state(thread) -> (status, operation, mask, (pc, callers...)) of a thread when the
+           launch ended.
     """
 
     def __init__(self, lines, grid, block, state):
@@ -145,21 +149,23 @@ class Describer:
         """One line for each group of threads that are in the same place."""
         groups = {}
         for t in threads:
-            status, operation, mask, pc = self._state(t)
-            groups.setdefault((status, *((operation, mask, pc) if status != _DONE else ())),
-                              []).append(t)
+            status, operation, mask, places = self._state(t)
+            key = {_DONE: (0, 0, ()), _READY: (0, 0, places), _AT_BARRIER: (0, 0, places)}.get(
+                status, (operation, mask, places))
+            groups.setdefault((status, *key), []).append(t)
         out = []
-        for (status, *rest), members in groups.items():
+        for (status, operation, mask, places), members in groups.items():
+            at = self._lines(places[0], places[1:]) if places else ""
             who = f"    thread{'s' * (len(members) > 1)} {_ranges(members)}: "
             if status == _DONE:
                 out.append(who + "returned")
             elif status == _AT_BARRIER:
-                out.append(who + f"at __syncthreads(), {self._lines(rest[2])}")
+                out.append(who + f"at __syncthreads(), {at}")
             elif status == _IN_WARP:
-                out.append(who + f"in {_OPERATIONS[rest[0]]} with mask {rest[1]:#x}, "
-                                 f"{self._lines(rest[2])}")
+                out.append(who + f"in {_OPERATIONS[operation]} with mask {mask:#x}, "
+                                 f"{at}")
             else:
-                out.append(who + "in a loop that waits")
+                out.append(who + f"in a loop that waits, {at}")
         return "\n".join(out)
 
     def diverged(self, f):

@@ -2,7 +2,8 @@
 
 A C++ compiler takes CUDA's words as macros (native/emulated.h) but for shared memory, where the
 emulator has to know each variable: `__shared__ float s[32], t;` becomes `SHARED(s, float[32]);
-SHARED(t, float)`, and `extern __shared__ float d[];` becomes `SHARED_DYNAMIC(d, float)`.
+SHARED(t, float)`, and `extern __shared__ float d[];` becomes `SHARED_DYNAMIC(d, float)`. (And
+`__noinline__`, which cannot be a macro: headers of the C++ library use the word.)
 """
 
 import re
@@ -34,7 +35,8 @@ def shared_declarations(text, file):
         out = "; ".join(_declare(part, "extern" in match["before"], f"{file}:{line}")
                         for part in _parts(volatile + declared))
         return f"{out};" + "\n" * match[0].count("\n")
-    return _PROVIDED.sub("", _DECLARATION.sub(replace, text))
+    text = _PROVIDED.sub("", _DECLARATION.sub(replace, text))
+    return re.sub(r"(?<!\()\b__noinline__\b", "__attribute__((noinline))", text)
 
 
 def _parts(declared):
@@ -79,7 +81,7 @@ def prepare(source, folders):
             line = text.count("\n", 0, launch.start()) + 1
             raise BuildError(f"{shown}:{line}: `<<<...>>>` is code for the host: kernels are "
                              f"emulated from a file that has none")
-        files[name] = f'#line 1 "{shown}"\n{shared_declarations(text, shown)}'
+        files[name] = shared_declarations(text, shown)
         for included in _INCLUDE.findall(files[name]):
             for folder in (path.parent, *folders):
                 if included not in files and (folder / included).is_file():

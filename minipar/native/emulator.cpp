@@ -301,8 +301,10 @@ EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned 
 EXPORT const Finding *minipar_findings() { return findings; }
 
 // Where each thread is, after a launch that could not go on: its Status, operation, mask, place.
-EXPORT int minipar_state(int thread, int *kind, unsigned *mask, uint32_t *pc) {
+// places: its own, then its callers', outermost first.
+EXPORT int minipar_state(int thread, int *kind, unsigned *mask, uint32_t *places) {
     const Thread &t = threads[thread];
-    *kind = t.kind, *mask = t.mask, *pc = t.pc;
+    *kind = t.kind, *mask = t.mask, *places = t.pc;
+    memcpy(places + 1, t.callers, sizeof(uint32_t) * std::clamp(t.depth, 0, CALLERS));
     return t.status;
 }

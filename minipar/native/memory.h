@@ -29,6 +29,7 @@ static Counts counts;
 
 constexpr size_t ARENA = 1 << 20, MAX_SHARED = 227 << 10;  // a block's, dynamic, on sm_90
 alignas(256) static char arena[ARENA];  // the shared memory of the one block that runs
+alignas(256) static char dynamic_memory[MAX_SHARED];
 static size_t arena_used;
 
 static Region *region_at(const char *a, size_t bytes) {
@@ -60,7 +61,7 @@ static Region *outside(const char *a, size_t bytes, int access, uint32_t pc) {
     Dl_info about, own;
     dladdr((void *)&outside, &own);
     if (dladdr(a, &about) && about.dli_fbase == own.dli_fbase
-        && !(a >= arena && a < arena + ARENA)) return nullptr;
+        && size_t(a - arena) >= ARENA && size_t(a - dynamic_memory) >= MAX_SHARED) return nullptr;
     Region *nearest = nullptr;
     uint64_t distance = 1ull << 30;
     for (int i = 0; i < n_variables + n_arrays; i++) {
@@ -126,12 +127,12 @@ static void follow(Region &r, const char *a, size_t bytes, int access, uint32_t 
 }
 
 // A thread that only reads, the same places over and over, waits for another: let that one run.
-static inline void idle(const char *a) {
+static inline void idle(const char *a, uint32_t pc) {
     if (now->idle++ == 0) now->probe = a, now->probed = 0;
     now->probed += now->probe == a;
-    if (now->idle == 1 << 16) {
+    if (now->idle == 1 << 12) {
         now->idle = 0;
-        if (now->probed > 1 << 13) now->spun = true, leave();
+        if (now->probed > 1 << 9) now->spun = true, now->pc = pc, leave();
     }
 }
 
@@ -148,7 +149,7 @@ static void check(const void *address, size_t bytes, int access, void *from) {
     counts.accesses++;
     r->used = true;
     if (access == WRITE) now->idle = 0;
-    else idle(a);
+    else idle(a, pc);
     if (access != READ && r->constant) found_in(r, CONSTANT, a, bytes, access, pc), stop();
     if (bytes <= 16 && !(bytes & (bytes - 1)) && (uintptr_t)a % bytes)
         found_in(r, MISALIGNED, a, bytes, access, pc), stop();
@@ -217,15 +218,14 @@ void *minipar_shared(int *key, const char *name, size_t bytes, unsigned unit) {
 
 // `extern __shared__`: one variable, whatever its name, in which races are told apart by the byte.
 void *minipar_dynamic(const char *name) {
-    alignas(256) static char memory[MAX_SHARED];
     if (!dynamic) {
         dynamic = variables + n_variables++;
-        *dynamic = {memory, 0, 1, false, true, true, name,
+        *dynamic = {dynamic_memory, 0, 1, false, true, true, name,
                     (Cell *)calloc(MAX_SHARED, sizeof(Cell)), (uint8_t *)calloc(MAX_SHARED, 1)};
     }
-    if (dynamic->bytes != counts.dynamic) memset(memory, 0xff, dynamic->bytes = counts.dynamic);
+    if (dynamic->bytes != counts.dynamic) memset(dynamic_memory, 0xff, dynamic->bytes = counts.dynamic);
     dynamic->name = name, dynamic->used = true;
-    return memory;
+    return dynamic_memory;
 }
 
 void minipar_fence() { if (now) now->fenced = true; }
