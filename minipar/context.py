@@ -178,7 +178,8 @@ def manual_seed(seed):
 
 
 def set_kernels(kernels):
-    """Choose how operations run that have a kernel: "compiled", or the NumPy "reference"."""
+    """Choose how operations run that have a kernel: "compiled", "emulated" (every CUDA thread, for
+    tests), or the NumPy "reference"."""
     current().kernels = _checked(kernels)
 
 

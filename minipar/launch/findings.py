@@ -26,7 +26,8 @@ KINDS = ("race", "uninitialised", "outside", "wild", "constant", "misaligned", "
 _OPERATIONS = ("__syncwarp", "a vote", "__shfl_sync", "__shfl_up_sync", "__shfl_down_sync",
                "__shfl_xor_sync", "__match_any_sync")
 _READY, _AT_BARRIER, _IN_WARP, _DONE = range(4)
-_DOES, _DID = ("reads", "writes", "updates atomically"), ("read", "written", "updated atomically")
+_DOES = ("reads it", "writes it", "updates it atomically")
+_DID = ("has read it", "has written it", "has updated it atomically")
 
 
 class Lines:
@@ -60,7 +61,7 @@ class Lines:
 
 
 def _ranges(numbers):
-    """[0, 1, 2, 5] -> "0-2, 5"."""
+    """[0, 1, 2, 5] -> "0-2, 5"; of many pieces the first and the last."""
     out, numbers = [], sorted(numbers)
     while numbers:
         n = 1
@@ -68,7 +69,7 @@ def _ranges(numbers):
             n += 1
         out.append(f"{numbers[0]}" if n == 1 else f"{numbers[0]}-{numbers[n - 1]}")
         numbers = numbers[n:]
-    return ", ".join(out)
+    return ", ".join(out if len(out) < 8 else [*out[:3], "...", out[-1]])
 
 
 def _variable(f):
@@ -95,7 +96,9 @@ class Describer:
     def _thread(self, thread, block):
         def point(i, size):
             x, y, z = i % size[0], i // size[0] % size[1], i // size[0] // size[1]
-            return f"{i}" if size[1] == size[2] == 1 else f"({x}, {y}, {z})"
+            if size[2] > 1:
+                return f"({x}, {y}, {z})"
+            return f"({x}, {y})" if size[1] > 1 else f"{i}"
         return f"thread {point(thread, self._block)} of block {point(block, self._grid)}"
 
     def _doer(self, f):
@@ -112,13 +115,13 @@ class Describer:
         else:
             why = "no __syncthreads() lies between the two"
         return (f"race on {_variable(f)}\n"
-                f"    {self._doer(f)} it at {self._at(f)}\n"
-                f"    {self._thread(f.other_thread, f.other_block)} has "
-                f"{_DID[f.other_access]} it at {self._lines(f.other_pc)}\n    {why}")
+                f"    {self._doer(f)} at {self._at(f)}\n"
+                f"    {self._thread(f.other_thread, f.other_block)} {_DID[f.other_access]} at "
+                f"{self._lines(f.other_pc)}\n    {why}")
 
     def uninitialised(self, f):
         return (f"uninitialised shared memory: {_variable(f)}\n"
-                f"    {self._doer(f)} it at {self._at(f)}\n"
+                f"    {self._doer(f)} at {self._at(f)}\n"
                 f"    no thread of this block has written it")
 
     def outside(self, f):
@@ -126,24 +129,24 @@ class Describer:
         of = f"{f.size // unit:,} elements" if unit > 1 else f"{f.size:,} bytes"
         index = f"{name}[{f.offset // unit}]" if unit > 1 else f"byte {f.offset} of `{name}`"
         return (f"out of bounds: {index}, where `{name}` has {of}\n"
-                f"    {self._doer(f)} it at {self._at(f)}")
+                f"    {self._doer(f)} at {self._at(f)}")
 
     def wild(self, f):
         address = f.offset % 2**64
         return (f"out of bounds: address {address:#x}{' (null)' * (address < 4096)}, which is in "
-                f"no array\n    {self._doer(f)} it at {self._at(f)}")
+                f"no array\n    {self._doer(f)} at {self._at(f)}")
 
     def constant(self, f):
         return (f"{_variable(f)} is written, but the kernel's parameter is const\n"
-                f"    {self._doer(f)} it at {self._at(f)}")
+                f"    {self._doer(f)} at {self._at(f)}")
 
     def misaligned(self, f):
         return (f"misaligned access: {f.bytes} bytes at byte {f.offset} of `{f.name.decode()}`, "
-                f"which is no multiple of {f.bytes}\n    {self._doer(f)} it at {self._at(f)}")
+                f"which is no multiple of {f.bytes}\n    {self._doer(f)} at {self._at(f)}")
 
     def stack(self, f):
         return (f"a local variable of thread {f.other_thread} is used by another thread\n"
-                f"    {self._doer(f)} it at {self._at(f)}")
+                f"    {self._doer(f)} at {self._at(f)}")
 
     def _where(self, threads):
         """One line for each group of threads that are in the same place."""
@@ -178,7 +181,9 @@ class Describer:
             threads = range(32 * warp, min(n, 32 * warp + 32))
         else:
             threads = range(n)
-        return (f"divergent {name}: it is not reached by all threads of block {f.block}\n"
+        reached = ("is reached in different places" if all(s[0] == _AT_BARRIER for s in states)
+                   else "is not reached")
+        return (f"divergent {name}: it {reached} by all threads of block {f.block}\n"
                 f"{self._where(threads)}")
 
     def not_in_mask(self, f):

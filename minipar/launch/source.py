@@ -25,8 +25,8 @@ ELEMENTS = {"int64": np.int64, "int32": np.int32, "int": np.int32, "uint8": np.u
             "int8": np.int8, "float": np.float32, "double": np.float64, "bool": np.bool_}
 
 # C++'s own words for the types above.
-_WORDS = {"unsigned int": "uint32", "unsigned": "uint32", "long long": "int64",
-          "unsigned long long": "uint64", "size_t": "uint64", "unsigned char": "uint8",
+_WORDS = {"unsigned int": "uint32", "unsigned": "uint32", "long": "int64",
+          "long long": "int64", "unsigned long": "uint64", "unsigned long long": "uint64", "size_t": "uint64", "unsigned char": "uint8",
           "char": "int8", "signed char": "int8", "short": "int16", "unsigned short": "uint16",
           **{f"{u}int{n}_t": f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}}
 
@@ -80,7 +80,8 @@ def signatures(text):
 def _parameter(text):
     words = re.findall(r"\w+|\*|\[", text)
     const, pointer = "const" in words, words.count("*") + words.count("[")
-    words = [w for w in words if w not in ("const", "*", "[", "__restrict__", "__restrict")]
+    words = [w for w in words if w not in (
+        "const", "volatile", "*", "[", "__restrict__", "__restrict")]
     type_, name = " ".join(words[:-1]), words[-1]
     type_ = _WORDS.get(type_, type_)
     if not type_ or " " in type_ or pointer > 1:

@@ -4,6 +4,8 @@
 #include "emulator.h"
 #include "memory.h"
 #include <csignal>
+#include <dlfcn.h>
+#include <link.h>
 #include <sys/mman.h>
 
 namespace emulator {
@@ -17,7 +19,7 @@ static Finding findings[MAX_FINDINGS];
 static int n_findings;
 static void (*kernel)(void **);
 static void **arguments;
-static char *library;  // where it is loaded
+char *library, *library_end;
 
 uint32_t place(void *pc) { return uint32_t((char *)pc - library); }
 
@@ -264,12 +266,23 @@ static void run_block(int number, bool reverse) {
         if (Finding *f = found(TOO_MUCH_SHARED, 0)) f->size = used, stopped = true;
 }
 
+static void find_library() {
+    Dl_info about;
+    dladdr((void *)&run_block, &about);
+    library = library_end = (char *)about.dli_fbase;
+    dl_iterate_phdr([](dl_phdr_info *o, size_t, void *) {
+        for (int i = 0; (char *)o->dlpi_addr == library && i < o->dlpi_phnum; i++)
+            if (o->dlpi_phdr[i].p_type == PT_LOAD)
+                library_end = std::max(library_end, library + o->dlpi_phdr[i].p_vaddr
+                                                    + o->dlpi_phdr[i].p_memsz);
+        return 0;
+    }, nullptr);
+}
+
 // Runs all blocks of a launch; the number of findings. size: grid x y z, block x y z.
 EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned *size,
                        size_t dynamic, int reverse) {
-    Dl_info about;
-    dladdr((void *)&run_block, &about);
-    library = (char *)about.dli_fbase;
+    if (!library) find_library();
     kernel = function, arguments = values;
     gridDim = {size[0], size[1], size[2]}, blockDim = {size[3], size[4], size[5]};
     count = int(size[3] * size[4] * size[5]);

@@ -29,7 +29,8 @@ struct Finding {
 };
 
 // Which thread did something, and when. Intervals are numbered over the whole launch, from 1; a
-// barrier ends one. `clock` counts a thread's __syncwarp.
+// barrier ends one. `clock` counts a thread's __syncwarp and
+// __threadfence.
 struct Event {
     uint32_t interval, thread, clock, pc;
 };
@@ -59,7 +60,8 @@ struct Thread {
     int index, warp, lane, kind, value, result, depth, width, source;
     unsigned mask;
     uint64_t bits;
-    uint32_t pc, callers[CALLERS], clock, seen[32];  // seen: the clocks of its warp that it knows
+    uint32_t pc, callers[CALLERS], fence_interval, fence_clock;
+    uint32_t clock, seen[32];  // seen: the clocks of its warp that it knows
     const void *probe;
     unsigned idle, probed;
 };
@@ -68,6 +70,7 @@ struct Thread {
 extern Thread threads[MAX_THREADS], *now;
 extern int count, block;
 extern uint32_t interval, block_start;
+extern char *library, *library_end;  // where the built file is loaded
 
 [[noreturn]] void stop();  // end the launch, from a thread
 void leave();              // let the other threads run

@@ -3,15 +3,15 @@
 //
 // Two accesses race if they touch the same number, one of them writes, not both are atomic, and
 // nothing orders them: they are of different threads, with no __syncthreads() between them and,
-// within a warp, no __syncwarp(). Shuffles order nothing. Different blocks are ordered only by a
-// __threadfence() and an atomic operation after it that the other block's follows.
+// within a warp, no __syncwarp(). Shuffles order nothing. Across blocks, and inside of an interval,
+// a __threadfence() and an atomic operation after it order what came before them and what comes
+// after another thread's atomic operation on the same number: tickets, locks.
 #pragma once
 #include "emulator.h"
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <dlfcn.h>
 #include <vector>
 
 namespace emulator {
@@ -21,8 +21,11 @@ static int n_arrays, n_variables;
 static Region *recent, *dynamic;  // the last one accessed; `extern __shared__`
 static std::vector<uint32_t> starts;  // the first interval of each block, in the order of running
 static std::vector<int> blocks;
-struct Signal { const void *address; uint32_t interval, thread; };
-static std::vector<Signal> released, acquired;
+// An atomic operation after a fence, and one that came after some of those on the same number.
+struct Release { const void *address; uint32_t interval, thread, clock; };  // those of the fence
+struct Acquire { const void *address; uint32_t interval, thread; size_t released; };
+static std::vector<Release> released;
+static std::vector<Acquire> acquired;  // of this block
 
 struct Counts { uint64_t accesses, atomics, warp_operations, barriers, shared, dynamic; };
 static Counts counts;
@@ -58,9 +61,7 @@ static Region *outside(const char *a, size_t bytes, int access, uint32_t pc) {
         if (f) f->other_thread = int((a - stacks) / (STACK_BYTES + GUARD_BYTES));
         stop();
     }
-    Dl_info about, own;
-    dladdr((void *)&outside, &own);
-    if (dladdr(a, &about) && about.dli_fbase == own.dli_fbase
+    if (a >= library && a < library_end  // __device__ and __constant__ variables, tables
         && size_t(a - arena) >= ARENA && size_t(a - dynamic_memory) >= MAX_SHARED) return nullptr;
     Region *nearest = nullptr;
     uint64_t distance = 1ull << 30;
@@ -74,15 +75,19 @@ static Region *outside(const char *a, size_t bytes, int access, uint32_t pc) {
     stop();
 }
 
+// Whether a release after `e` has been acquired by the calling thread.
 static bool fenced(const Event &e) {
+    if (released.empty() || acquired.empty()) return false;
     size_t b = std::upper_bound(starts.begin(), starts.end(), e.interval) - starts.begin() - 1;
-    uint32_t last = b + 1 < starts.size() ? starts[b + 1] : ~0u;
-    for (const Signal &r : released)
-        if (r.interval >= starts[b] && r.interval < last
-            && (r.interval > e.interval || r.thread == e.thread))
-            for (const Signal &q : acquired)
-                if (q.address == r.address
-                    && (q.interval < interval || q.thread == (uint32_t)now->index)) return true;
+    uint32_t end = b + 1 < starts.size() ? starts[b + 1] : ~0u;
+    for (size_t i = 0; i < released.size(); i++) {
+        const Release &r = released[i];
+        if (r.interval < e.interval || r.interval >= end) continue;  // before it, of another block
+        if (r.interval == e.interval && (r.thread != e.thread || r.clock < e.clock)) continue;
+        for (const Acquire &q : acquired)
+            if (q.address == r.address && q.released > i
+                && (q.interval < interval || q.thread == (uint32_t)now->index)) return true;
+    }
     return false;
 }
 
@@ -90,7 +95,8 @@ static bool fenced(const Event &e) {
 static inline bool ordered(const Event &e, const Region &r) {
     if (e.interval < block_start) return e.interval == 0 || r.shared || fenced(e);
     if (e.interval < interval || e.thread == (uint32_t)now->index) return true;
-    return e.thread / 32 == (uint32_t)now->warp && e.clock <= now->seen[e.thread % 32];
+    return (e.thread / 32 == (uint32_t)now->warp && e.clock <= now->seen[e.thread % 32])
+           || fenced(e);
 }
 
 // Of two slots, the first keeps the oldest event that still matters, the second the newest.
@@ -228,15 +234,22 @@ void *minipar_dynamic(const char *name) {
     return dynamic_memory;
 }
 
-void minipar_fence() { if (now) now->fenced = true; }
+void minipar_fence() {
+    if (now) now->fenced = true, now->fence_interval = interval, now->fence_clock = now->clock++;
+}
 void minipar_changed() { now->idle = 0; }
 void minipar_atomic(void *address, size_t bytes, void *pc) {
     check(address, bytes, ATOMIC, pc);
     counts.atomics++;
-    Signal mine = {address, interval, (uint32_t)now->index};
-    for (const Signal &r : released)
-        if (r.address == address) { acquired.push_back(mine); break; }
-    if (now->fenced) released.push_back(mine);
+    uint32_t me = now->index;
+    if (!released.empty()) {
+        auto last = std::find_if(acquired.begin(), acquired.end(), [=](const Acquire &q) {
+            return q.address == address && q.interval == interval && q.thread == me;
+        });
+        if (last == acquired.end()) acquired.push_back({address, interval, me, released.size()});
+        else last->released = released.size();
+    }
+    if (now->fenced) released.push_back({address, now->fence_interval, me, now->fence_clock});
 }
 
 #define ACCESSES(n)                                                                               \

@@ -156,6 +156,22 @@ __global__ void waits_for_ever_fixed(int *lock, float *y) {
     atomicExch(lock, 0);
 }
 
+// A lock without fences: what it protects may be seen late.
+__global__ void lock_without_fence(int *lock, float *y) {
+    while (atomicCAS(lock, 0, 1)) {}
+    y[0] += 1;  // ! lock_without_fence
+    atomicExch(lock, 0);
+}
+__global__ void lock_without_fence_fixed(int *lock, float *y) {
+    while (atomicCAS(lock, 0, 1)) {}
+    __threadfence();
+    y[0] += 1;
+    __threadfence();
+    atomicExch(lock, 0);
+}
+
+__constant__ float table[4] = {1, 2, 3, 4};
+__device__ float kept[4];
 __global__ void local_of_another_thread(const float *x, float *y) {
     __shared__ float *p;
     float mine = x[threadIdx.x];
@@ -169,7 +185,7 @@ __global__ void local_of_another_thread_fixed(const float *x, float *y) {
     float mine = x[threadIdx.x];
     if (threadIdx.x == 0) copy = mine;
     __syncthreads();
-    if (threadIdx.x == 1) y[blockIdx.x] = copy;
+    if (threadIdx.x == 1) y[blockIdx.x] = copy + table[threadIdx.x] + kept[threadIdx.x];
 }
 
 __global__ void fails_an_assertion(const float *x, float *y) {
