@@ -178,7 +178,7 @@ def _emulate(options):
 
 def main(argv):
     """Run the command; returns 0 (no error in the kernel), 1 (an error) or 2 (cannot be run)."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # also ends a kernel that never does
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also ends an endless kernel
     try:
         _emulate(_parser().parse_args(argv))
     except (UsageError, TypeError) as error:
@@ -187,4 +187,6 @@ def main(argv):
     except (BuildError, EmulationError) as error:
         print(error, file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return 0

@@ -48,6 +48,7 @@ BUGS = {
     "misaligned": r"16 bytes at byte 4 of `x`",
     "waits_for_ever": "waits for ever",
     "lock_without_fence": r"race on `y`, element 0 of 64",
+    "device_variable": r"race on a __device__ variable\n    thread 1 of block 0",
     "local_of_another_thread": r"local variable of thread 0 is used(.|\n)*thread 1 of block 0 reads",
     "fails_an_assertion": r"assertion failed: x\[threadIdx.x\] < 63\n    thread 63 of block 0",
     "divides_by_zero": r"an integer is divided by zero\n    thread 0 of block 0",

@@ -75,6 +75,8 @@ def _ranges(numbers):
 def _variable(f):
     """What an access touches: "`s`, element 3 of 64"."""
     name, unit = f.name.decode(), max(1, f.unit)
+    if name.startswith("a "):
+        return name
     if unit == 1:
         return f"`{name}`, byte {f.offset} of {f.size}"
     return f"`{name}`, element {f.offset // unit} of {f.size // unit}"

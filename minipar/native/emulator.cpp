@@ -6,7 +6,6 @@
 #include <csignal>
 #include <dlfcn.h>
 #include <link.h>
-#include <sys/mman.h>
 
 namespace emulator {
 
@@ -283,6 +282,7 @@ static void find_library() {
 EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned *size,
                        size_t dynamic, int reverse) {
     if (!library) find_library();
+    watch_image();
     kernel = function, arguments = values;
     gridDim = {size[0], size[1], size[2]}, blockDim = {size[3], size[4], size[5]};
     count = int(size[3] * size[4] * size[5]);
@@ -304,11 +304,7 @@ EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned 
 
     for (int i = 0; i < 3; i++) sigaction(signals[i], &kept[i], nullptr);
     sigaltstack(&previous, nullptr);
-    for (int i = 0; i < n_variables; i++)  // intervals begin anew in the next launch
-        memset(variables[i].cells, 0, variables[i].bytes / variables[i].unit * sizeof(Cell));
-    for (int i = 0; i < n_arrays; i++) free(arrays[i].cells);
-    n_arrays = 0;
-    recent = nullptr;
+    forget();
     return n_findings;
 }
 EXPORT const Finding *minipar_findings() { return findings; }

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <sys/mman.h>
 #include <vector>
 
 namespace emulator {
@@ -35,6 +36,24 @@ alignas(256) static char arena[ARENA];  // the shared memory of the one block th
 alignas(256) static char dynamic_memory[MAX_SHARED];
 static size_t arena_used;
 
+static Region image;  // __device__ and __constant__ variables, with the library's other data
+
+// Events are forgotten between launches: intervals begin anew. Untouched pages cost nothing.
+static void watch_image() {
+    void *cells = mmap(image.cells, size_t(library_end - library) * sizeof(Cell),
+                       PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+                       | (image.cells ? MAP_FIXED : 0), -1, 0);
+    image = {library, size_t(library_end - library), 1, false, false, true, "a __device__ variable",
+             cells == MAP_FAILED ? nullptr : (Cell *)cells, nullptr};
+}
+static void forget() {
+    for (Region *r = variables; r < variables + n_variables; r++)
+        memset(r->cells, 0, r->bytes / r->unit * sizeof(Cell));
+    for (Region *r = arrays; r < arrays + n_arrays; r++) free(r->cells);
+    n_arrays = 0;
+    recent = nullptr;
+}
+
 static Region *region_at(const char *a, size_t bytes) {
     for (int i = 0; i < n_variables + n_arrays; i++) {
         Region &r = i < n_variables ? variables[i] : arrays[i - n_variables];
@@ -53,7 +72,7 @@ static Finding *found_in(Region *r, int kind, const char *a, size_t bytes, int a
     return f;
 }
 
-// An address in no variable: the library's own data (null), or an error that ends the launch.
+// An address in no array: a __device__ variable, a table, or an error that ends the launch.
 static Region *outside(const char *a, size_t bytes, int access, uint32_t pc) {
     char *stacks = threads[0].stack;
     if (size_t(a - stacks) < (STACK_BYTES + GUARD_BYTES) * count) {
@@ -61,8 +80,8 @@ static Region *outside(const char *a, size_t bytes, int access, uint32_t pc) {
         if (f) f->other_thread = int((a - stacks) / (STACK_BYTES + GUARD_BYTES));
         stop();
     }
-    if (a >= library && a < library_end  // __device__ and __constant__ variables, tables
-        && size_t(a - arena) >= ARENA && size_t(a - dynamic_memory) >= MAX_SHARED) return nullptr;
+    if (a >= library && a + bytes <= library_end
+        && size_t(a - arena) >= ARENA && size_t(a - dynamic_memory) >= MAX_SHARED) return &image;
     Region *nearest = nullptr;
     uint64_t distance = 1ull << 30;
     for (int i = 0; i < n_variables + n_arrays; i++) {
@@ -148,9 +167,8 @@ static void check(const void *address, size_t bytes, int access, void *from) {
     uint32_t pc = place(from);
     Region *r = recent;
     if (!r || a < r->base || a + bytes > r->base + r->bytes) {
-        r = region_at(a, bytes);
-        if (!r && !(r = outside(a, bytes, access, pc))) return;
-        recent = r;
+        if (!(r = region_at(a, bytes))) r = outside(a, bytes, access, pc);
+        if (r != &image) recent = r;  // the arena lies within it
     }
     counts.accesses++;
     r->used = true;

@@ -170,6 +170,14 @@ __global__ void lock_without_fence_fixed(int *lock, float *y) {
     atomicExch(lock, 0);
 }
 
+__device__ int seen[64];
+__global__ void device_variable(const float *x, float *y) {
+    seen[threadIdx.x / 2] += 1;  // ! device_variable
+}
+__global__ void device_variable_fixed(const float *x, float *y) {
+    seen[threadIdx.x] += 1;
+}
+
 __constant__ float table[4] = {1, 2, 3, 4};
 __device__ float kept[4];
 __global__ void local_of_another_thread(const float *x, float *y) {
