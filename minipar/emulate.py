@@ -132,7 +132,7 @@ def _choose(file, kernel):
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     if not found:
-        raise UsageError(f"{file} has no kernel: no `__global__ void name(...)` that is no template")
+        raise UsageError(f"{file} has no kernel: no `__global__ void name(...)` but templates")
     if kernel is None and len(found) > 1:
         raise UsageError(f"which kernel of {file}? There are {', '.join(found)}")
     if kernel is not None and kernel not in found:

@@ -109,6 +109,15 @@ def test_what_depends_on_the_order_of_atomic_operations_is_said(student, capsys)
 
 
 @needs_compiler
+def test_a_kernel_prints_once(tmp_path, capfd):
+    (tmp_path / "hello.cu").write_text("""__global__ void hello() {
+        printf("thread %d of block %d\\n", threadIdx.x, blockIdx.x); }""")
+    assert main(["emulate", str(tmp_path / "hello.cu"), "--grid", "2", "--block", "2"]) == 0
+    assert capfd.readouterr().out.splitlines()[:4] == [
+        f"thread {t} of block {b}" for b in (0, 1) for t in (0, 1)]
+
+
+@needs_compiler
 @pytest.mark.parametrize("words, said", [
     (["missing.cu"], "missing.cu: No such file"),
     (["FILE"], "which kernel of FILE? There are saxpy, matmul, histogram, ticket"),
@@ -137,7 +146,8 @@ def test_what_cannot_be_run_is_one_line_and_status_2(student, capsys, words, sai
 @needs_compiler
 def test_text_that_is_no_kernel_file_is_named_with_its_line(tmp_path, capsys):
     file = tmp_path / "host.cu"
-    file.write_text("__global__ void k(int *x) {}\n// <<<1, 2>>>\nint main() {\n  k<<<1, 2>>>(0);\n}")
+    file.write_text("__global__ void k(int *x) {}\n// <<<1, 2>>>\n"
+                    "int main() {\n  k<<<1, 2>>>(0);\n}")
     status, _, err = emulate(capsys, file, "--arg", "x=zeros(1)")
     assert status == 1 and err.startswith("host.cu:4: `<<<...>>>` is code for the host")
     file.write_text("__global__ void k(int *x) {\n    x[0] = y;\n}")
@@ -188,7 +198,7 @@ def test_a_launch_that_fails_leaves_its_arrays_as_they_were(tmp_path):
         __global__ void all_blocks(int *y) { y[0] = 0; }
         __global__ void of_its_address(int *y) { y[0] = (int)((size_t)y >> 12); }""")
     library, y = Library(tmp_path / "order.cu"), np.ones(1, np.int32)
-    with pytest.raises(EmulationError, match="race on `y`, element 0 of 1\n(.|\n)*run in any order"):
+    with pytest.raises(EmulationError, match="race on `y`, (.|\n)*run in any order"):
         library.launch("all_blocks", [y], 2, 1)
     with pytest.raises(EmulationError, match="kernel of_its_address, grid 1, block 1: y depends on "
                                              "the order of threads or blocks"):

@@ -49,7 +49,7 @@ BUGS = {
     "waits_for_ever": "waits for ever",
     "lock_without_fence": r"race on `y`, element 0 of 64",
     "device_variable": r"race on a __device__ variable\n    thread 1 of block 0",
-    "local_of_another_thread": r"local variable of thread 0 is used(.|\n)*thread 1 of block 0 reads",
+    "local_of_another_thread": r"local variable of thread 0 is used by .*\n    thread 1 of",
     "fails_an_assertion": r"assertion failed: x\[threadIdx.x\] < 63\n    thread 63 of block 0",
     "divides_by_zero": r"an integer is divided by zero\n    thread 0 of block 0",
     "endless_recursion": r"local variables need more than 131,072 bytes\n.* at memory.cu:\d+",
@@ -92,6 +92,61 @@ def test_a_planted_bug_is_found_with_its_lines_and_its_twin_is_accepted(name):
         if re.search(rf"// !.*\b{name}\b", line):
             assert re.search(rf"{path.name}:{number}\b", report), (number, report)
     run(f"{name}_fixed", grid)
+
+
+WARPS = """
+__global__ void shuffles(int *y, int by, int width) {
+    int t = threadIdx.x, n = blockDim.x;
+    y[t] = __shfl_sync(0xffffffff, t, by, width);
+    y[n + t] = __shfl_up_sync(0xffffffff, t, by, width);
+    y[2 * n + t] = __shfl_down_sync(0xffffffff, t, by, width);
+    y[3 * n + t] = (int)__shfl_xor_sync(0xffffffff, t + 0.25, by, width);
+}
+__global__ void votes(int *y) {
+    int t = threadIdx.x, n = blockDim.x;
+    unsigned third = 0x49249249, mine = t % 3 == 0 ? third : ~third;
+    if (t < 32) y[t] = __ballot_sync(t % 3 == 0 ? third : ~third, t % 2);
+    else y[t] = __match_any_sync(0xffffffff, t % 4);
+    y[n + t] = t < 32 ? __any_sync(mine, t == 31) : __all_sync(0xffffffff, t < 64);
+    y[2 * n + t] = __syncthreads_or(t == 40);
+    y[3 * n + t] = __syncthreads_and(t != 40);
+    y[4 * n + t] = __syncthreads_count(t > 40);
+}
+"""
+
+
+def ptx_shuffle(kind, lane, by, width):
+    """The lane that is read, as the PTX manual writes shfl.sync down."""
+    segment, b = 32 - width, by & 31
+    clamp = 0 if kind == "up" else 31
+    highest = (lane & segment) | (clamp & ~segment & 31)
+    j = {"idx": (lane & segment) | (b & ~segment), "up": lane - b, "down": lane + b,
+         "bfly": lane ^ b}[kind]
+    return j if (j >= highest if kind == "up" else j <= highest) else lane
+
+
+def test_shuffles_are_those_of_the_ptx_manual(tmp_path):
+    (tmp_path / "warps.cu").write_text(WARPS)
+    library = Library(tmp_path / "warps.cu")
+    for width in (1, 2, 8, 16, 32):
+        for by in (0, 1, 3, 7, 8, 31, 33):
+            y = np.empty((4, 64), np.int32)
+            library.launch("shuffles", [y, by, width], 1, 64)
+            assert y.tolist() == [[t - t % 32 + ptx_shuffle(kind, t % 32, by, width)
+                                   for t in range(64)] for kind in ("idx", "up", "down", "bfly")]
+
+
+def test_votes_count_the_lanes_of_their_mask(tmp_path):
+    (tmp_path / "warps.cu").write_text(WARPS)
+    y = np.empty((5, 64), np.int32)
+    Library(tmp_path / "warps.cu").launch("votes", [y], 1, 64)
+    thirds = [sum(1 << t for t in range(32) if t % 2 and (t % 3 == 0) == side)
+              for side in (False, True)]
+    same = [sum(1 << t for t in range(32) if t % 4 == k) for k in range(4)]
+    expected = [thirds[t % 3 == 0] if t < 32 else same[t % 4] for t in range(64)]
+    assert y[0].view(np.uint32).tolist() == expected
+    assert y[1].tolist() == [int(t % 3 != 0) if t < 32 else 1 for t in range(64)]
+    assert [set(row) for row in y[2:].tolist()] == [{1}, {0}, {23}]
 
 
 # Those whose result is one block's: several would race.

@@ -204,12 +204,7 @@ class _Memory:
 # Building
 
 def _built(source, real, names):
-    folders = [NATIVE]
-    try:
-        folders.append(kernels_folder())
-    except BuildError:
-        pass  # a file that includes nothing of ours needs none
-    files = prepare(source, folders[1:])
+    files = prepare(source, [kernels_folder()])
     main, kernels = next(iter(files)), "".join(f"KERNEL({name})\n" for name in names)
     program = ("#define MINIPAR_HOST\n#define MINIPAR_EMULATED\n"
                f"#define REAL {real}\n#define ACC {ACCUMULATE[real]}\n"

@@ -14,7 +14,8 @@ class Finding(ctypes.Structure):
     """One thing found wrong; native/emulator.h has the same structure."""
 
     _fields_ = [*((n, ctypes.c_int) for n in (
-        "kind", "access", "other_access", "block", "thread", "other_block", "other_thread", "line")),
+        "kind", "access", "other_access", "block", "thread", "other_block", "other_thread",
+        "line")),
         ("mask", ctypes.c_uint), ("lane", ctypes.c_int),
         *((n, ctypes.c_uint64) for n in ("bytes", "size", "unit")), ("offset", ctypes.c_int64),
         ("pc", ctypes.c_uint32), ("other_pc", ctypes.c_uint32),

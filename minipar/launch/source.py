@@ -26,7 +26,8 @@ ELEMENTS = {"int64": np.int64, "int32": np.int32, "int": np.int32, "uint8": np.u
 
 # C++'s own words for the types above.
 _WORDS = {"unsigned int": "uint32", "unsigned": "uint32", "long": "int64",
-          "long long": "int64", "unsigned long": "uint64", "unsigned long long": "uint64", "size_t": "uint64", "unsigned char": "uint8",
+          "long long": "int64", "unsigned long": "uint64", "unsigned long long": "uint64",
+          "size_t": "uint64", "unsigned char": "uint8",
           "char": "int8", "signed char": "int8", "short": "int16", "unsigned short": "uint16",
           **{f"{u}int{n}_t": f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)}}
 

@@ -74,7 +74,9 @@ void minipar_fence();
 void minipar_atomic(void *address, size_t bytes, void *pc);
 void minipar_changed();
 void minipar_trap();
+extern const int minipar_silent;  // a launch's second run prints nothing
 }
+#define printf(...) (minipar_silent ? 0 : printf(__VA_ARGS__))
 
 // The unit in which races are told apart: a number. Bytes, where a variable can hold any type.
 template <class T> constexpr unsigned minipar_unit() {
@@ -84,8 +86,8 @@ template <class T> constexpr unsigned minipar_unit() {
 template <class T> using Same = T;
 #define SHARED(name, ...)                                                                         \
     static int name##_key;                                                                        \
-    auto &name = *(Same<__VA_ARGS__> *)minipar_shared(&name##_key, #name, sizeof(Same<__VA_ARGS__>), \
-                                                      minipar_unit<Same<__VA_ARGS__>>())
+    auto &name = *(Same<__VA_ARGS__> *)minipar_shared(                                            \
+        &name##_key, #name, sizeof(Same<__VA_ARGS__>), minipar_unit<Same<__VA_ARGS__>>())
 #define SHARED_DYNAMIC(name, ...) auto *const name = (__VA_ARGS__ *)minipar_dynamic(#name)
 
 enum { SYNC, SYNC_OR, SYNC_AND, SYNC_COUNT };

@@ -53,8 +53,10 @@ void stop() {
 }
 
 struct Three { unsigned x, y, z; };
-extern "C" Three threadIdx, blockIdx, blockDim, gridDim;
+extern "C" {
 Three threadIdx, blockIdx, blockDim, gridDim;
+int minipar_silent;
+}
 
 static Three place_in(unsigned i, Three size) {
     return {i % size.x, i / size.x % size.y, i / size.x / size.y};
@@ -125,11 +127,12 @@ static void try_warp(Thread &t) {
 extern "C" uint64_t minipar_warp(int kind, unsigned mask, uint64_t bits, int source, int width) {
     Thread &t = *now;
     t.pc = place(HERE);
-    t.kind = kind, t.mask = mask, t.bits = bits, t.source = source, t.width = width;
+    t.kind = kind, t.mask = mask, t.bits = bits, t.source = source & 31, t.width = width;
     counts.warp_operations++;
     t.idle = 0;
     if (!(mask >> t.lane & 1)) {
-        if (Finding *f = found(NOT_IN_MASK, t.pc)) f->mask = mask, f->lane = t.lane, f->access = kind;
+        Finding *f = found(NOT_IN_MASK, t.pc);
+        if (f) f->mask = mask, f->lane = t.lane, f->access = kind;
         stop();
     }
     t.status = IN_WARP;
@@ -156,11 +159,11 @@ extern "C" int minipar_barrier(int kind, int value) {
 // All threads wait, or have ended: open the barrier if they wait at one and the same.
 static bool release() {
     int any = 0, all = 1, sum = 0;
+    const Thread &first = threads[0];
+    size_t callers = sizeof(uint32_t) * std::clamp(first.depth, 0, CALLERS);
     for (Thread *t = threads; t < threads + count; t++) {
-        if (t->status != AT_BARRIER || t->pc != threads[0].pc || t->kind != threads[0].kind
-            || t->depth != threads[0].depth
-            || memcmp(t->callers, threads[0].callers, sizeof(uint32_t) * std::min(t->depth, CALLERS)))
-            return false;
+        if (t->status != AT_BARRIER || t->pc != first.pc || t->kind != first.kind
+            || t->depth != first.depth || memcmp(t->callers, first.callers, callers)) return false;
         any |= t->value, all &= t->value, sum += t->value;
     }
     for (Thread *t = threads; t < threads + count; t++) {
@@ -286,7 +289,7 @@ EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned 
     kernel = function, arguments = values;
     gridDim = {size[0], size[1], size[2]}, blockDim = {size[3], size[4], size[5]};
     count = int(size[3] * size[4] * size[5]);
-    n_findings = 0, stopped = false, interval = 0;
+    n_findings = 0, stopped = false, interval = 0, minipar_silent = reverse;
     starts.clear(), blocks.clear(), released.clear();
     counts = Counts(), counts.dynamic = dynamic;
 
@@ -305,6 +308,7 @@ EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned 
     for (int i = 0; i < 3; i++) sigaction(signals[i], &kept[i], nullptr);
     sigaltstack(&previous, nullptr);
     forget();
+    fflush(stdout);
     return n_findings;
 }
 EXPORT const Finding *minipar_findings() { return findings; }

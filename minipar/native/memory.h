@@ -141,11 +141,14 @@ static void follow(Region &r, const char *a, size_t bytes, int access, uint32_t 
         const Event *conflict = ordered(c.write, r) ? nullptr : &c.write;
         int other = WRITE;
         for (int k = 0; k < 2 && !conflict; k++) {
-            if (access != READ && !ordered(c.read[k], r)) conflict = &c.read[k], other = READ;
-            if (access != ATOMIC && !ordered(c.atomic[k], r)) conflict = &c.atomic[k], other = ATOMIC;
+            if (access != READ && !ordered(c.read[k], r))
+                conflict = &c.read[k], other = READ;
+            if (access != ATOMIC && !ordered(c.atomic[k], r))
+                conflict = &c.atomic[k], other = ATOMIC;
         }
-        if (conflict) race(r, *conflict, other, r.base + i * r.unit, std::min<size_t>(bytes, r.unit),
-                           access, pc);
+        if (conflict)
+            race(r, *conflict, other, r.base + i * r.unit, std::min<size_t>(bytes, r.unit), access,
+                 pc);
         if (access == WRITE) c.write = e;
         else remember(access == READ ? c.read : c.atomic, e, r);
     }
@@ -225,7 +228,10 @@ extern "C" {
 void *minipar_shared(int *key, const char *name, size_t bytes, unsigned unit) {
     if (!*key) {
         if (n_variables == 256 || arena_used + bytes + 512 > ARENA) {
-            if (!now) fprintf(stderr, "minipar: %zu bytes of __shared__ %s\n", bytes, name), abort();
+            if (!now) {  // outside of any kernel, while the file is loaded
+                fprintf(stderr, "minipar: %zu bytes of __shared__ %s\n", bytes, name);
+                abort();
+            }
             if (Finding *f = found(TOO_MUCH_SHARED, place(HERE))) f->size = arena_used + bytes;
             stop();
         }
@@ -247,7 +253,10 @@ void *minipar_dynamic(const char *name) {
         *dynamic = {dynamic_memory, 0, 1, false, true, true, name,
                     (Cell *)calloc(MAX_SHARED, sizeof(Cell)), (uint8_t *)calloc(MAX_SHARED, 1)};
     }
-    if (dynamic->bytes != counts.dynamic) memset(dynamic_memory, 0xff, dynamic->bytes = counts.dynamic);
+    if (dynamic->bytes != counts.dynamic) {
+        dynamic->bytes = counts.dynamic;
+        memset(dynamic_memory, 0xff, dynamic->bytes);
+    }
     dynamic->name = name, dynamic->used = true;
     return dynamic_memory;
 }

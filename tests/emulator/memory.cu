@@ -224,8 +224,10 @@ __global__ void endless_recursion_fixed(const float *x, float *y) {
 __global__ void too_much_shared(const float *x, float *y) {
     __shared__ double s[64][100];
     s[threadIdx.x][99] = x[threadIdx.x];
+    y[threadIdx.x] = s[threadIdx.x][99];
 }
 __global__ void too_much_shared_fixed(const float *x, float *y) {
     __shared__ double s[64][96];
     s[threadIdx.x][95] = x[threadIdx.x];
+    y[threadIdx.x] = s[threadIdx.x][95];
 }

@@ -62,8 +62,10 @@ __global__ void active_mask_fixed(const float *x, float *y) {
 
 // Some lanes vote while others wait for their warp.
 __global__ void two_operations(const float *x, float *y) {
-    if (threadIdx.x % 2) y[threadIdx.x] = __any_sync(0xffffffff, x[threadIdx.x] > 0);  // ! two_operations
-    else __syncwarp();                                                           // ! two_operations
+    if (threadIdx.x % 2)
+        y[threadIdx.x] = __any_sync(0xffffffff, x[threadIdx.x] > 0);  // ! two_operations
+    else
+        __syncwarp();  // ! two_operations
 }
 __global__ void two_operations_fixed(const float *x, float *y) {
     int any = __any_sync(0xffffffff, x[threadIdx.x] > 0);
