@@ -168,6 +168,8 @@ def test_without_a_compiler_it_says_so_in_one_line(student):
      "SHARED(a, float[4][N + 1]); SHARED(b, float); SHARED(c, float *[2]);"),
     ("volatile __shared__ int v;", "SHARED(v, volatile int);"),
     ("__shared__ __align__(16) char raw[M];", "SHARED(raw, char[M]);"),
+    ("alignas(64) __shared__ acc q[2];", "SHARED(q, acc[2]);"),
+    ("extern __shared__ __align__(8) unsigned char d[];", "SHARED_DYNAMIC(d, unsigned char);"),
     ("__shared__ Pair<int, float> p[2];", "SHARED(p, Pair<int, float>[2]);"),
     ("__shared__ float x[2], // of a row\n  y[2];", "SHARED(x, float[2]); SHARED(y, float[2]);\n"),
     ("extern __shared__ float d[];", "SHARED_DYNAMIC(d, float);"),
@@ -216,5 +218,5 @@ def test_a_launch_that_cannot_be_is_refused_with_the_arithmetic(student):
         library.launch("ticket", [x, x], 1, (64, 64))
     with pytest.raises(TypeError, match="ticket takes 2 arguments, not 1"):
         library.launch("ticket", [x], 1, 1)
-    with pytest.raises(TypeError, match="ticket: next is an array, not int"):
+    with pytest.raises(TypeError, match="ticket: next is a int, not an ndarray"):
         library.launch("ticket", [1, x], 1, 1)

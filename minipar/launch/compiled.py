@@ -14,18 +14,21 @@ from .source import ACCUMULATE, ELEMENTS, SCALARS, BuildError, misfit, signature
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
          "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd", "-fno-plt",
-         "-fvisibility=hidden", "-shared", "-fPIC")
+         "-fno-loop-unroll-and-jam", "-fvisibility=hidden", "-shared", "-fPIC")
 
 _HEAD = r"""
 // NumPy's array object as its C interface lays it out (ndarraytypes.h), after Python's own head.
-struct Array { char head[HEAD]; char *data; int nd; void *dims, *strides, *base;
-               struct { char head[HEAD]; void *type; char kind, code, order, flags; int number; } *descr;
-               int flags; };
+struct Descriptor { char head[HEAD]; void *type; char kind, code, order, flags; int number; };
+struct Array { char head[HEAD - sizeof(void *)]; void *type; char *data; int nd;
+               void *dims, *strides, *base; Descriptor *descr; int flags; };
 #define EXPORT extern "C" __attribute__((visibility("default")))
+static void *array_type;
 EXPORT void *minipar_probe(Array *a) {
+    array_type = a->type;
     return a->nd == 1 && a->descr->number == 11 && (a->flags & 0x501) == 0x501 ? a->data : 0;
 }
 static inline int misfit(Array *a, int number, int write) {
+    if (a->type != array_type) return 4;
     if (a->descr->number != number || a->descr->order == '>') return 1;
     if ((a->flags & 0x101) != 0x101) return 2;  // C-contiguous and aligned
     return write && !(a->flags & 0x400) ? 3 : 0;
@@ -94,7 +97,8 @@ def _wrapper(text, real):
                 passed.append(p.name)
         out.append(f"EXPORT int minipar_{name}({', '.join(declared)}) {{\n    "
                    + "\n    ".join(checks)
-                   + f"\n    gridDim.x = blocks;\n    for (int b = 0; b < blocks; b++) {{\n"
-                     f"        blockIdx.x = b;\n        {name}({', '.join(passed)});\n    }}\n"
+                   + f"\n    gridDim.x = blocks;\n"
+                     f"    for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++)\n"
+                     f"        {name}({', '.join(passed)});\n"
                      f"    return 0;\n}}")
     return "\n".join(out) + "\n"

@@ -154,8 +154,8 @@ def _shape(rows, width, elements):
 
 
 def _check_array(name, parameter, array, real):
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: {parameter.name} is an array, not {type(array).__name__}")
+    if type(array) is not np.ndarray:
+        raise misfit(name, parameter, array, 3, real)
     if array.dtype != np.dtype(ELEMENTS[parameter.plain(real)]):
         raise misfit(name, parameter, array, 0, real)
     if not (array.flags.c_contiguous and array.flags.aligned):

@@ -14,8 +14,8 @@ from .source import BuildError
 _SPACE = r"(?://[^\n]*|/\*.*?\*/)"
 _SKIPPED = re.compile(_SPACE + r'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
 _DECLARATION = re.compile(
-    _SKIPPED.pattern + r"|(?P<before>(?:\b(?:extern|static|volatile|const)\s+)*)"
-    r"\b__shared__\s+(?P<rest>[^;]*);", re.S)
+    _SKIPPED.pattern + r"|(?P<before>(?:\b(?:(?:extern|static|volatile|const)\b"
+    r"|(?:alignas|__align__)\s*\([^)]*\))\s*)*)\b__shared__\s+(?P<rest>[^;]*);", re.S)
 _ALIGNMENT = re.compile(r"\b(?:__align__|alignas)\s*\([^)]*\)|__attribute__\s*\(\(.*?\)\)")
 _PROVIDED = re.compile(  # headers of CUDA's that the emulator stands for
     r'^[ \t]*#[ \t]*include[ \t]*[<"](?:cuda_runtime|cuda_runtime_api|cuda|math_constants|'

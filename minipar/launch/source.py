@@ -104,8 +104,10 @@ def executions(text):
 def misfit(name, parameter, array, reason, real):
     """The exception for an array that a kernel cannot take.
 
-    reason: 0 another type, 1 not contiguous, 2 read-only where the kernel writes.
+    reason: 0 another type, 1 not contiguous, 2 read-only where the kernel writes, 3 no array.
     """
+    if reason == 3:
+        return TypeError(f"{name}: {parameter.name} is a {type(array).__name__}, not an ndarray")
     if reason == 0:
         expected = np.dtype(ELEMENTS[parameter.plain(real)])
         return TypeError(f"{name}: {parameter.name} is of {array.dtype}, not {expected}")
