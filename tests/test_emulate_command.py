@@ -220,3 +220,36 @@ def test_a_launch_that_cannot_be_is_refused_with_the_arithmetic(student):
         library.launch("ticket", [x], 1, 1)
     with pytest.raises(TypeError, match="ticket: next is a int, not an ndarray"):
         library.launch("ticket", [1, x], 1, 1)
+
+
+@needs_compiler
+def test_views_are_followed_where_a_kernel_takes_strides(tmp_path):
+    (tmp_path / "strided.cu").write_text("""
+        __global__ void copy(const float *x, float *y, const long long *strides) {
+            y[threadIdx.x * strides[1]] = x[threadIdx.x * strides[0]]; }
+        __global__ void copy_rows(const float *x, float *y) {
+            y[2 * threadIdx.x] = x[2 * threadIdx.x]; }""")
+    library, x = Library(tmp_path / "strided.cu"), np.arange(8, dtype=np.float32).reshape(4, 2)
+    y, strides = np.zeros((2, 4), np.float32), np.array([2, 1])
+    library.launch("copy", [x[0, :1], y[1, :1], strides], 1, 4)
+    assert y.tolist() == [[0] * 4, [0, 2, 4, 6]]
+    with pytest.raises(EmulationError, match=r"out of bounds: x\[8\], where `x` has 8 elements"):
+        library.launch("copy", [x[0, :1], y[1, :1], strides], 1, 5)
+    with pytest.raises(EmulationError, match=r"out of bounds: x\[2\], where `x` has 1 elements"):
+        library.launch("copy_rows", [x[0, :1], y[0, :1]], 1, 4)
+
+
+@needs_compiler
+def test_padding_may_be_read_if_the_file_says_so_and_is_nan(tmp_path):
+    text = """__global__ void k(float *y) {
+        __shared__ float s[32];
+        if (threadIdx.x < 3) s[threadIdx.x] = 1;
+        __syncthreads();
+        y[threadIdx.x] = s[threadIdx.x]; }"""
+    (tmp_path / "k.cu").write_text(text)
+    with pytest.raises(EmulationError, match="uninitialised shared memory: `s`, element 3 of 32"):
+        Library(tmp_path / "k.cu").launch("k", [np.zeros(5, np.float32)], 1, 5)
+    (tmp_path / "k.cu").write_text(f"// uninitialised: the last ones are dropped\n{text}")
+    y = np.zeros(5, np.float32)
+    Library(tmp_path / "k.cu").launch("k", [y], 1, 5)
+    assert y[:3].tolist() == [1, 1, 1] and np.isnan(y[3:]).all()

@@ -15,9 +15,10 @@ import numpy as np
 
 from .build import NATIVE, build, run_compiler
 from .findings import CALLERS, Describer, Finding, Lines
+from .memory import Memory
 from .rewrite import prepare
 from .source import (ACCUMULATE, ELEMENTS, SCALARS, BuildError, kernels_folder, misfit,
-                     signatures)
+                     reads_padding, signatures)
 
 # -Og: the kernel's accesses, barriers and lines as they are written.
 FLAGS = ("-std=c++17", "-Og", "-gdwarf-4", "-march=native", "-ffp-contract=off", "-fno-math-errno",
@@ -55,7 +56,7 @@ class Library:
     def __init__(self, source, real="float"):
         source = Path(source)
         self._real, text = real, source.read_text(encoding="utf-8")
-        self.signatures = signatures(text)
+        self.signatures, self._padding = signatures(text), reads_padding(text)
         path = _built(source, real, self.signatures)
         # PyDLL keeps Python's lock: ranks that are threads launch one at a time.
         self._dll, self._lines = ctypes.PyDLL(str(path)), Lines(path)
@@ -64,7 +65,7 @@ class Library:
         self._dll.minipar_array.argtypes = [ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t,
                                             ctypes.c_uint, ctypes.c_int]
         self._dll.minipar_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
-                                          ctypes.c_size_t, ctypes.c_int]
+                                          ctypes.c_size_t, ctypes.c_int, ctypes.c_int]
 
     def function(self, kernel):
         """A callable with the parameters of `kernel`, which is one of this file."""
@@ -80,7 +81,8 @@ class Library:
     def launch(self, name, arguments, grid, block, dynamic=0):
         """Run a kernel and return its Report.
 
-        arguments: NumPy arrays for pointers, which it writes to, and numbers.
+        arguments: NumPy arrays for pointers, which it writes to, and numbers. A kernel with a
+            parameter `strides` may go through all memory that its arrays are views of.
         grid, block: an int, or up to three; dynamic: bytes of `extern __shared__` memory.
         Raises TypeError or ValueError for what does not fit, EmulationError for what a GPU would
         do wrong; arrays are then as they were.
@@ -95,7 +97,7 @@ class Library:
         if np.prod(block) > MAX_THREADS:
             raise ValueError(f"{name}: a block of {' x '.join(map(str, block))} = "
                              f"{np.prod(block)} threads > {MAX_THREADS}")
-        first, second = (_Memory(parameters, arguments) for _ in range(2))
+        first, second = (Memory(parameters, arguments) for _ in range(2))
         report = self._run(name, first, grid, block, dynamic, reverse=False)
         again = self._run(name, second, grid, block, dynamic, reverse=True)
         differs = tuple(p.name for p, a, b in zip(parameters, first.values, second.values)
@@ -103,9 +105,7 @@ class Library:
         if differs and not report["atomics"] and not again["atomics"]:
             raise EmulationError(f"kernel {name}, grid {_times(grid)}, block {_times(block)}: "
                                  f"{', '.join(differs)} depends on the order of threads or blocks")
-        for p, value, result in zip(parameters, arguments, first.values):
-            if p.pointer and not p.const:
-                value.reshape(-1)[...] = result
+        first.copy_back()
         return Report(**{k: max(v, again[k]) for k, v in report.items()}, differs=differs)
 
     def _run(self, name, memory, grid, block, dynamic, reverse):
@@ -120,7 +120,7 @@ class Library:
         table = (ctypes.c_void_p * max(1, len(pointers)))(*pointers)
         size = (ctypes.c_uint * 6)(*grid, *block)
         call = ctypes.cast(self._dll[f"minipar_kernel_{name}"], ctypes.c_void_p)
-        if n := self._dll.minipar_run(call, table, size, dynamic, reverse):
+        if n := self._dll.minipar_run(call, table, size, dynamic, reverse, self._padding):
             describe = Describer(self._lines, grid, block, self._state)
             order = "descending" if reverse else "ascending"
             found = "\n".join(map(describe, self._dll.minipar_findings()[:n]))
@@ -162,43 +162,6 @@ def _check_array(name, parameter, array, real):
         raise misfit(name, parameter, array, 1, real)
     if not (parameter.const or array.flags.writeable):
         raise misfit(name, parameter, array, 2, real)
-
-
-class _Memory:
-    """Copies of a launch's arrays, apart from each other; arrays that overlap stay one piece.
-
-    values:  the arguments, arrays being copies.
-    regions: (names, address, bytes, element's bytes, whether it is constant) of every piece.
-    """
-
-    def __init__(self, parameters, arguments):
-        arrays = sorted(((a.ctypes.data, a.nbytes, i) for i, (p, a) in enumerate(
-            zip(parameters, arguments)) if p.pointer))
-        pieces = []
-        for start, size, i in arrays:
-            if pieces and size and start < pieces[-1][1]:
-                pieces[-1][1] = max(pieces[-1][1], start + size)
-                pieces[-1][2].append(i)
-            else:
-                pieces.append([start, start + size, [i]])
-        self.values, self.regions = list(arguments), []
-        self._keep = []
-        for start, end, members in pieces:
-            size = end - start
-            gap = max(4096, size)  # what steps over an array's end shall not meet another
-            buffer = np.empty(size + 2 * gap + 256, np.uint8)
-            begin = gap + -(buffer.ctypes.data + gap) % 256
-            for i in members:
-                a = arguments[i]
-                at = begin + a.ctypes.data - start
-                copy = buffer[at:at + a.nbytes].view(a.dtype)
-                copy[...] = a.reshape(-1)
-                self.values[i] = copy
-            names = " = ".join(parameters[i].name for i in members)
-            constant = all(parameters[i].const for i in members)
-            self.regions.append((names.encode(), buffer.ctypes.data + begin, size,
-                                 min(arguments[i].itemsize for i in members), int(constant)))
-            self._keep.append(buffer)
 
 
 # Building

@@ -101,6 +101,12 @@ def executions(text):
     return names
 
 
+def reads_padding(text):
+    """Whether a file has a line `// uninitialised: why`: its kernels read shared memory that nobody
+    has written, and drop what they compute from it. (The emulator fills it with NaN.)"""
+    return re.search(r"^//\s*uninitialised:", text, re.M) is not None
+
+
 def misfit(name, parameter, array, reason, real):
     """The exception for an array that a kernel cannot take.
 

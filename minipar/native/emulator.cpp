@@ -281,15 +281,17 @@ static void find_library() {
     }, nullptr);
 }
 
-// Runs all blocks of a launch; the number of findings. size: grid x y z, block x y z.
+// Runs all blocks of a launch; the number of findings. size: grid x y z, block x y z; padding:
+// whether shared memory may be read that nobody has written.
 EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned *size,
-                       size_t dynamic, int reverse) {
+                       size_t dynamic, int reverse, int padding) {
     if (!library) find_library();
     watch_image();
     kernel = function, arguments = values;
     gridDim = {size[0], size[1], size[2]}, blockDim = {size[3], size[4], size[5]};
     count = int(size[3] * size[4] * size[5]);
     n_findings = 0, stopped = false, interval = 0, minipar_silent = reverse;
+    padding_is_read = padding;
     starts.clear(), blocks.clear(), released.clear();
     counts = Counts(), counts.dynamic = dynamic;
 

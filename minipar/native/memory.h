@@ -19,6 +19,7 @@ namespace emulator {
 
 static Region arrays[64], variables[256];
 static int n_arrays, n_variables;
+static bool padding_is_read;
 static Region *recent, *dynamic;  // the last one accessed; `extern __shared__`
 static std::vector<uint32_t> starts;  // the first interval of each block, in the order of running
 static std::vector<int> blocks;
@@ -183,7 +184,7 @@ static void check(const void *address, size_t bytes, int access, void *from) {
     if (r->written) {
         uint8_t *w = r->written + (a - r->base);
         // The padding of a structure is copied with it: one byte in four that was written will do.
-        for (size_t i = 0; access != WRITE && i < bytes; i += 4)
+        for (size_t i = 0; access != WRITE && !padding_is_read && i < bytes; i += 4)
             if (!memchr(w + i, 1, std::min<size_t>(4, bytes - i))) {
                 found_in(r, UNINITIALISED, a + i, bytes, access, pc);
                 break;
