@@ -11,8 +11,8 @@ import sys
 
 import numpy as np
 
-from .launch import BuildError, compiler, signatures
-from .launch.emulated import MAX_THREADS, EmulationError, Library
+from .launch import BuildError, EmulationError, compiler, signatures
+from .launch.emulated import MAX_THREADS, Library
 from .launch.source import ELEMENTS, SCALARS
 
 _EXAMPLE = """arguments of the kernel:
@@ -181,10 +181,10 @@ def main(argv):
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also ends an endless kernel
     try:
         _emulate(_parser().parse_args(argv))
-    except (UsageError, TypeError) as error:
+    except (UsageError, TypeError, MemoryError) as error:
         print(f"minipar: error: {error}", file=sys.stderr)
         return 2
-    except (BuildError, EmulationError) as error:
+    except (BuildError, EmulationError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     finally:

@@ -13,11 +13,11 @@ import numpy as np
 
 from ..context import current
 from .build import cache_folder, compiler, tell
-from .source import (EXECUTIONS, REAL, BuildError, Parameter, executions, kernels_folder,
-                     signatures)
+from .source import (EXECUTIONS, REAL, BuildError, EmulationError, Parameter, executions,
+                     kernels_folder, signatures)
 
-__all__ = ["EXECUTIONS", "BuildError", "Kernel", "Parameter", "cache_folder", "compiler",
-           "executions", "kernels_folder", "signatures"]
+__all__ = ["EXECUTIONS", "BuildError", "EmulationError", "Kernel", "Parameter", "cache_folder",
+           "compiler", "executions", "kernels_folder", "signatures"]
 
 
 class Kernel:

@@ -7,6 +7,7 @@ and in descending order, on copies of its arrays; the first one's results are co
 
 import ctypes
 import itertools
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +18,8 @@ from .build import NATIVE, build, run_compiler
 from .findings import CALLERS, Describer, Finding, Lines
 from .memory import Memory
 from .rewrite import prepare
-from .source import (ACCUMULATE, ELEMENTS, SCALARS, BuildError, kernels_folder, misfit,
-                     reads_padding, signatures)
+from .source import (ACCUMULATE, ELEMENTS, SCALARS, BuildError, EmulationError, kernels_folder,
+                     misfit, reads_padding, signatures)
 
 # -Og: the kernel's accesses, barriers and lines as they are written.
 FLAGS = ("-std=c++17", "-Og", "-gdwarf-4", "-march=native", "-ffp-contract=off", "-fno-math-errno",
@@ -27,10 +28,6 @@ FLAGS = ("-std=c++17", "-Og", "-gdwarf-4", "-march=native", "-ffp-contract=off",
 THREADS, MAX_THREADS, WARP = 128, 1024, 32
 MAX_BLOCKS = 6  # of a launch by an operation: loops over rows and elements take several steps
 MAX_WIDTH = 256
-
-
-class EmulationError(RuntimeError):
-    """A kernel does what a GPU does not forgive. The message names kernel, threads and lines."""
 
 
 class Report(NamedTuple):
@@ -194,6 +191,8 @@ def _built(source, real, names):
 
 def _emulator():
     """The emulator's own object file: the same for all kernels."""
+    if sys.platform != "linux":
+        raise BuildError("kernels are emulated on Linux only")
     sources = [NATIVE / name for name in ("emulator.cpp", "emulator.h", "memory.h")]
 
     def make(command, target):

@@ -36,6 +36,10 @@ class BuildError(RuntimeError):
     """A kernel cannot be built here. The message is one line, or the compiler's."""
 
 
+class EmulationError(RuntimeError):
+    """A kernel does what a GPU does not forgive. The message names kernel, threads and lines."""
+
+
 class Parameter(NamedTuple):
     """A parameter of a kernel, as its source declares it."""
 
