@@ -1,14 +1,15 @@
 """The kernels of kernels/ emulated, with real block sizes, and compiled for GPUs."""
 
-import sys
 import importlib
 import pkgutil
+import sys
 
 import numpy as np
 import pytest
 from kernel_cases import CASES, Out
 
 import minipar.ops
+import minipar.optim
 from minipar import launch
 from minipar.context import current, set_kernels
 from minipar.launch import BuildError, Kernel, executions, kernels_folder, signatures
@@ -20,12 +21,13 @@ needs_compiler = pytest.mark.skipif(
 
 
 def kernels():
-    """{name: Kernel} of all kernels that operations hold."""
+    """{name: Kernel} of all kernels that operations and optimizers hold."""
     found = {}
-    for module in pkgutil.iter_modules(minipar.ops.__path__, "minipar.ops."):
-        for value in vars(importlib.import_module(module.name)).values():
-            held = value.values() if isinstance(value, dict) else (value,)
-            found.update({k.name: k for k in held if isinstance(k, Kernel)})
+    for package in (minipar.ops, minipar.optim):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            for value in vars(importlib.import_module(module.name)).values():
+                held = value.values() if isinstance(value, dict) else (value,)
+                found.update({k.name: k for k in held if isinstance(k, Kernel)})
     return found
 
 
