@@ -16,6 +16,8 @@
 //
 // With dropout, keep (batch * heads, queries, keys) says which probabilities stay, and the output
 // is `upscale` as large. `drops` 0: keep is not read.
+//
+// uninitialised: products are of whole blocks (tiles.cuh), with what a tile's unused rows hold
 #include "tiles.cuh"
 
 constexpr int DIM = 128;  // the largest dim and value_dim

@@ -10,8 +10,10 @@
 //     too, or double. One build per type.
 #pragma once
 
-#ifdef MINIPAR_HOST
-#include "host.h"  // gives CUDA's words their meaning on a CPU
+#if defined(MINIPAR_EMULATED)
+#include "emulated.h"  // CUDA's words on a CPU, thread by thread
+#elif defined(MINIPAR_HOST)
+#include "host.h"  // CUDA's words on a CPU, one thread a block
 #else
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>

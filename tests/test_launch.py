@@ -29,8 +29,12 @@ def test_signatures_are_read_from_the_source():
         "a": [Parameter("x", "real", True, True), Parameter("y", "real", True, False),
               Parameter("n", "int64", False, False), Parameter("eps", "acc", False, False)],
         "b": [Parameter("p", "uint8", True, False)], "nothing": []}
-    with pytest.raises(BuildError, match="not ' unsigned long n'"):
-        signatures("__global__ void c(int a, unsigned long n) {}")
+    assert signatures("""template <class T> __global__ void c(T *x) {}
+        extern "C" __global__ void d(const unsigned long n, float x[], unsigned char *y) {}""") == {
+        "d": [Parameter("n", "uint64", False, True), Parameter("x", "float", True, False),
+              Parameter("y", "uint8", True, False)]}
+    with pytest.raises(BuildError, match=r"not ' float \*\*rows'"):
+        signatures("__global__ void c(int a, float **rows) {}")
 
 
 def test_every_kernel_that_an_operation_names_is_in_its_file():
@@ -53,6 +57,9 @@ def test_an_array_that_does_not_fit_is_refused_naming_kernel_and_parameter():
         run(x.T, y, 4, 6)
     with pytest.raises(TypeError, match="x is of >f4, not float32"):
         run(x.astype(">f4"), y, 4, 6)
+    for other in (np.float32(1), 1.0, None, np.memmap):  # whose memory is of another form
+        with pytest.raises(TypeError, match=f"x is a {type(other).__name__}, not an ndarray"):
+            run(other, y, 4, 6)
     y.flags.writeable = False
     with pytest.raises(ValueError, match=r"y of shape \(4, 6\) is read-only"):
         run(x, y, 4, 6)
