@@ -14,7 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 
 from .transport import rendezvous
 from .transport.base import RankFailed
@@ -80,6 +82,28 @@ class Job:
         for command in commands:
             self._processes.append(subprocess.Popen(command, env=environment,
                                                     stdin=subprocess.DEVNULL, **options))
+
+    @contextmanager
+    def forwarding(self):
+        """Inside, SIGTERM and the first Ctrl-C of this process are passed on to the ranks."""
+        if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+            yield  # elsewhere handlers cannot be set, or a SIGTERM be passed on
+            return
+        asked = []
+
+        def pass_on(number, frame):
+            if asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            asked.append(number)
+            for process in self._processes:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+        previous = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def wait(self):
         """The results of all ranks, in order. Raises what a rank has raised, or RankFailed."""

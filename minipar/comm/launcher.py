@@ -8,13 +8,14 @@ import io
 import os
 import pickle
 import sys
+from contextlib import nullcontext
 
 from .. import context
 
 importing_main = False  # in a rank: whether it is importing the script that started it
 
 
-def launch(fn, nprocs, *, args=(), how="processes", timeout=None):
+def launch(fn, nprocs, *, args=(), how="processes", timeout=None, forward_signals=False):
     """Run `fn(*args)` on `nprocs` ranks; returns the list of their results, by rank.
 
     Inside, `minipar.comm.world()` is the rank's communicator. Ranks start with a copy of the
@@ -23,6 +24,9 @@ def launch(fn, nprocs, *, args=(), how="processes", timeout=None):
     how:     "processes" (one Python process a rank, no MPI needed), "mpi" (the same, under
              mpirun) or "threads" (of this process; nothing is pickled).
     timeout: seconds; None waits for ever.
+    forward_signals: SIGTERM and the first Ctrl-C reach the ranks as SIGTERM, which may end in
+             good order then; otherwise Ctrl-C ends them. Not for threads, which share the
+             process's own handlers.
 
     `fn`, `args` and results travel by pickle, and by cloudpickle if that is installed and pickle
     cannot (functions defined in a notebook, lambdas). A script that calls this does so under
@@ -48,7 +52,8 @@ def launch(fn, nprocs, *, args=(), how="processes", timeout=None):
     work = dict(size=nprocs, how=how, call=call, context=context.current().copy(),
                 prepare=_surroundings(needs_main))
     with Job(work, nprocs, how == "mpi", timeout) as job:
-        return job.wait()
+        with job.forwarding() if forward_signals else nullcontext():
+            return job.wait()
 
 
 class _Pickler(pickle.Pickler):
