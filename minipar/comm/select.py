@@ -8,8 +8,8 @@ from .program import ALGORITHMS, Program
 # (kind, largest group or None, largest message in bytes or None, algorithm)
 TABLE = [
     ("all_reduce", None, None, "ring"),
-    ("reduce_scatter", None, None, "ring_reduce_scatter"),
-    ("all_gather", None, None, "ring_all_gather"),
+    ("reduce_scatter", None, None, "ring"),
+    ("all_gather", None, None, "ring"),
     ("broadcast", None, None, "binomial"),
     ("barrier", None, None, "dissemination"),
 ]
