@@ -15,6 +15,7 @@ import numpy as np
 
 from minipar.comm.kinds import ask
 from minipar.comm.program import Chunk
+from minipar.comm.topology import Topology
 
 UNKNOWN = np.uint64(0x9E3779B97F4A7C15)  # of what no table speaks of
 
@@ -98,6 +99,39 @@ def _happen(event, tasks, state, add):
         arriving = at(task.rank, task.source)
     assert here.shape == arriving.shape
     here[:] = add(here, arriving) if task.kind.endswith("reduce") else arriving
+
+
+def settings(program, size, lengths=(0, 1, 100)):
+    """(n, options) that `program` is to be tried with on `size` ranks; none if it refuses them.
+
+    lengths: besides size - 1 and size. Every root; every topology that the ranks can have; counts
+    of many kinds; only lengths that divide into blocks where the kind wants those.
+    """
+    if program.refusal(size) is not None:
+        return
+    for n in sorted({*lengths, size - 1, size}):
+        if program.kind.name == "all_to_all" and n % size:
+            n *= size
+        for root in range(size) if program.kind.rooted else [0]:
+            for topo in topologies(size) if "topo" in program.wants else [None]:
+                yield n, {"root": root, "topo": topo}
+    if program.name in COUNTED:
+        for seed in range(3):
+            yield 0, {"counts": tuple(tuple(row) for row in np.random.default_rng(
+                [seed, size]).integers(0, 4 - seed, (size, size)).tolist())}
+
+
+COUNTED = ("pairwise",)  # the all-to-alls that take counts
+
+
+def topologies(size):
+    """All topologies of one, two and three levels of `size` ranks."""
+    for a in range(1, size + 1):
+        if size % a == 0:
+            yield Topology((a, size // a))
+            yield from (Topology((a, b, size // a // b)) for b in range(2, size // a)
+                        if size // a % b == 0)
+    yield Topology((size,))
 
 
 def _chunks(kind, rank, size, n, options):
