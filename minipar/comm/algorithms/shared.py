@@ -4,13 +4,14 @@ No message waits for its receiver, and nothing is copied twice. A block is reduc
 while it is in the cache.
 """
 
-from ..program import collective, fence, get, get_reduce, put
+from ..program import collective, fence, get, get_reduce, put, register
 from .direct import others
 
 BLOCK = 32768  # elements: 128 KiB of float32
 
 
-@collective("all_reduce", name="shared")
+@register
+@collective("all_reduce")
 def shared(rank, size, x):
     """2 fences; each rank reads and reduces n(p-1)/p bytes of its peers, and writes as many.
 
@@ -25,6 +26,7 @@ def shared(rank, size, x):
     yield fence()
 
 
+@register
 @collective("reduce_scatter", name="shared")
 def shared_reduce_scatter(rank, size, x):
     """2 fences; each rank reads and reduces n(p-1)/p bytes of its peers."""
@@ -35,6 +37,7 @@ def shared_reduce_scatter(rank, size, x):
     yield fence()
 
 
+@register
 @collective("all_gather", name="shared")
 def shared_all_gather(rank, size, x):
     """2 fences; each rank reads n(p-1)/p bytes of its peers."""
@@ -44,6 +47,7 @@ def shared_all_gather(rank, size, x):
     yield fence()
 
 
+@register
 @collective("broadcast", name="shared")
 def shared_broadcast(rank, size, x, root=0):
     """2 fences; each rank but the root reads n bytes of it."""
