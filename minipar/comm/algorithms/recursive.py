@@ -131,7 +131,7 @@ def recursive_doubling_all_gather(rank, size, x):
 @register
 @collective("reduce", name="rabenseifner")
 def rabenseifner_reduce(rank, size, x, root=0):
-    """2 lg p rounds; a rank sends at most 2n(p-1)/p bytes, less n/p, and reduces n(p-1)/p.
+    """2 lg p rounds; a rank sends at most n(p-1)/p + n/2 bytes, and reduces n(p-1)/p.
 
     Halving, then the blocks are gathered along a binomial tree. If p is not 2^k: 2 floor(lg p) + 1
     rounds, and n bytes from those that are folded. Rabenseifner 2004.
