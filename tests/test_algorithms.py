@@ -154,6 +154,27 @@ def test_a_topology_has_coordinates_from_the_inside_out():
         (0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
 
 
+@pytest.mark.parametrize("names, expected", [
+    ("aabb", Topology((2, 2))), ("aaaa", Topology((4, 1))), ("abcd", Topology((1, 4))),
+    ("abab", "host by host: they are on hosts 0, 1, 0, 1"), ("aaab", "hosts have 3, 1 ranks")])
+def test_a_topology_is_found_by_the_names_of_hosts_when_an_algorithm_asks(
+        names, expected, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: names[world().rank])
+
+    def job():
+        x = np.full(6, world().rank + 1.0)
+        if isinstance(expected, str):
+            with pytest.raises(ValueError, match=expected):
+                world().all_reduce(x, algorithm="hierarchical")
+        else:
+            world().all_reduce(x, algorithm="hierarchical")
+            assert (x == 10).all() and world().topology == expected
+            world().topology = Topology([2, 2])  # of the user's choice
+            world().all_reduce(x, algorithm="hierarchical")
+            assert (x == 40).all()
+    run_threads(job, 4)
+
+
 def in_segments(kind, function, k):
     """The program that cuts x into k segments, whatever its length."""
     def cut(rank, size, x, root=0):

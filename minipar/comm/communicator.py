@@ -11,7 +11,7 @@ from .library import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
 from .select import LIBRARY, select
-from .topology import hosts
+from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
@@ -111,7 +111,7 @@ class Communicator(Collectives):
     def topology(self, topology):
         if reason := topology.problem(self.size):
             raise ValueError(reason)
-        self._topology = topology
+        self._topology = Topology(tuple(topology.levels))
 
     # Plans
 

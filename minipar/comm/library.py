@@ -6,6 +6,7 @@ neither rounds nor an order of additions.
 """
 
 from ..context import current
+from .transport.base import RankFailed
 
 
 class Library:
@@ -65,5 +66,12 @@ class LibraryPlan:
         return self._runs, self._peers
 
     def free(self):
-        """Release the buffers. The plan cannot be started again."""
+        """Release the buffers. The plan cannot be started again.
+
+        Waits for a run in flight: there is no way to call the library back, which writes there.
+        """
+        try:
+            self.wait()
+        except RankFailed:  # a peer left without it, so that it never ends
+            pass
         self._begin = self._end = None

@@ -184,6 +184,7 @@ class Program:
                    parameters if it wants them.
     ranks:         the restriction of its number of ranks: a key of RANKS, or None.
     deterministic: whether all ranks get the same bits: the same tree of additions.
+    name:          what `algorithm=` calls it, one of its kind; the function's if None.
     """
 
     def __init__(self, kind, function, ranks=None, deterministic=True, name=None):

@@ -45,9 +45,8 @@ def hosts(comm):
     counts = [names.count(name) for name in seen]
     if len(set(counts)) > 1:
         raise ValueError(f"hosts have {', '.join(map(str, counts))} ranks: a topology needs equal "
-                         f"numbers")
-    each = counts[0]
-    if names != [name for name in seen for _ in range(each)]:
-        raise ValueError(f"ranks are not numbered host by host: rank {each} would be the first on "
-                         f"its host")
-    return Topology((each, len(seen)))
+                         f"numbers on all")
+    if names != [name for name in seen for _ in range(counts[0])]:
+        numbers = ", ".join(str(seen.index(name)) for name in names)
+        raise ValueError(f"ranks are not numbered host by host: they are on hosts {numbers}")
+    return Topology((counts[0], len(seen)))
