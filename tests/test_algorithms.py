@@ -10,7 +10,7 @@ import comm_cases
 from interpreter import execute, initial, promised, sent, settings, steps, tree
 from launch import mpirun
 from minipar import Tensor, nn
-from minipar.comm import Topology, collective, run_threads, world
+from minipar.comm import Topology, collective, launch, run_threads, world
 from minipar.comm.algorithms import pipelined
 from minipar.comm.graph import lower
 from minipar.comm.program import ALGORITHMS
@@ -277,7 +277,19 @@ from minipar.comm import world
 for case in algorithm_cases.CASES:
     case(world())
     world().barrier()
+# Kept to the end: an operation that nobody waits for.
+x = algorithm_cases.values(world().rank, world().size, 1000, float)
+world().plan("all_reduce", x, algorithm="mpi").start()
 """
+
+
+def every_case():
+    for case in algorithm_cases.CASES:
+        case(world())
+
+
+def test_every_algorithm_and_every_case_holds_between_processes():
+    launch(every_case, 3, timeout=120)
 
 
 @pytest.mark.parametrize("p", [3, 4])
