@@ -10,7 +10,7 @@ from .collectives import Collectives, read, written
 from .library import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
-from .select import LIBRARY, select
+from .select import LIBRARY, SHARED, select
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
@@ -140,7 +140,11 @@ class Communicator(Collectives):
             raise ValueError(f"a plan has one dtype, not "
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
-        program = select(kind, self.size, max(a.nbytes for a in arrays.values()), algorithm)
+        nbytes = max(a.nbytes for a in arrays.values())
+        shared = None
+        if algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
+            shared = self._is_shared(arrays, slot < _TURNS)
+        program = select(kind, self.size, nbytes, algorithm, shared)
         if program is LIBRARY:
             plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
             self._held.append(plan)
@@ -189,6 +193,14 @@ class Communicator(Collectives):
             own = self.transport.segments(0) is not None
             self._shares = own or (keys[0, 0] != 0 and bool((keys == keys[0]).all()))
         return self._shares
+
+    def _is_shared(self, arrays, once):
+        """Whether a buffer lies in shared memory; None if the ranks share none, or if they have
+        enough of it for single collectives.
+        """
+        if not self.shares_memory() or once and len(self._reused) >= 64:
+            return None
+        return self._arena.find(next(iter(arrays.values()))) is not None
 
     def _window(self, nbytes):
         segments = self.transport.segments(nbytes)

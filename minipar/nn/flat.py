@@ -50,6 +50,14 @@ class FlatParameters:
         p.sink.place(self.grad[part].reshape(p.shape))
         self.index[id(p)] = i
 
+    def move_gradients(self, reduced):
+        """Have the gradients and used flags in `reduced`, 1-D and as long as the one there is."""
+        reduced[...] = self.reduced
+        self.reduced = reduced
+        self.used, self.grad = reduced[:len(self.parameters)], reduced[self.head:]
+        for i, p in enumerate(self.parameters):
+            p.sink.place(self.grad[self.starts[i]:self.stops[i]].reshape(p.shape))
+
     def range_of(self, parameter):
         """(start, stop) of a parameter in `data` and `grad`."""
         i = self.index[id(parameter)]

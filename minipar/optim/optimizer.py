@@ -132,8 +132,9 @@ class Optimizer(Saving):
         Counts the steps. As long as the same parameters have gradients, the stretches stay.
         """
         fresh = [sink.fresh for sink in self._sinks]
-        if fresh != self._fresh:
+        if fresh != self._fresh or any(f.grad is not g for f, g in zip(self._flats, self._grads)):
             self._fresh, self._cut = fresh, self._cut_stretches(fresh)
+            self._grads = [f.grad for f in self._flats]  # data parallelism may move them
         used, storages, stretches = self._cut
         self._steps += used
         for storage in storages:

@@ -62,6 +62,9 @@ class DistributedDataParallel(Module):
                              "wrap the module before making the optimizer")
         self._buckets, self._of, self._started = [], {}, 0
         for flat in self._flats:
+            if self.comm.size > 1 and algorithm in ("auto", "shared"):
+                # Where ranks share memory, they reduce straight from each other's gradients.
+                flat.move_gradients(self.comm.empty(flat.reduced.shape, flat.reduced.dtype))
             self._cut(flat, max(1, int(bucket_cap_mb * 2**20)), algorithm)
         for p in parameters:
             p.register_post_accumulate_grad_hook(self._ready)
