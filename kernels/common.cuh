@@ -39,27 +39,48 @@ typedef ACC acc;
 
 template <class To, class From> static INLINE To bits_of(From x) { return __builtin_bit_cast(To, x); }
 
-// e^x. Cody & Waite: x = n ln 2 + r with |r| <= ln 2 / 2, then a polynomial in r (Cephes), 1 ulp.
-// Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits. 2^n is an addition to
-// the exponent; a last factor, 2^-32 or 2, lets results overflow and become subnormal by rounding.
+// e^r for |r| <= ln 2 / 2: a minimax polynomial, off by 3e-9 of it.
+static INLINE float exp_polynomial(float r) {
+    float p = 1.38145406e-3f;
+    p = __builtin_fmaf(p, r, 8.36874545e-3f);
+    p = __builtin_fmaf(p, r, 4.1668389e-2f);
+    p = __builtin_fmaf(p, r, 1.66665211e-1f);
+    p = __builtin_fmaf(p, r, 4.9999994e-1f);
+    p = __builtin_fmaf(p, r, 1.f);
+    return __builtin_fmaf(p, r, 1.f);
+}
+
+// e^x. Cody & Waite: x = k ln 2 + r with |r| <= ln 2 / 2, then a polynomial in r, 1 ulp. Adding
+// 1.5 * 2^23 rounds to an integer, which then stands in the low bits: k + 254, of which each half
+// is the exponent of a factor, so that results overflow, and become subnormal, by rounding.
 static INLINE float exp_(float x) {
-    x = -104.f > x ? -104.f : x;  // e^-104 is 0, e^89 infinite; NaN stays: no comparison holds
-    x = 89.f < x ? 89.f : x;
-    float t = __builtin_fmaf(x, 1.44269504088896341f, 12582912.f), n = t - 12582912.f;
-    float r = __builtin_fmaf(n, -0.693359375f, x);
-    r = __builtin_fmaf(n, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = __builtin_fmaf(p, r, 1.3981999507e-3f);
-    p = __builtin_fmaf(p, r, 8.3334519073e-3f);
-    p = __builtin_fmaf(p, r, 4.1665795894e-2f);
-    p = __builtin_fmaf(p, r, 1.6666665459e-1f);
-    p = __builtin_fmaf(p, r, 5.0000001201e-1f);
-    p = __builtin_fmaf(p, r * r, r + 1.f);
-    uint32 up = x < 0.f ? 32u << 23 : 0xff800000u;
-    p = bits_of<float>(bits_of<uint32>(p) + (bits_of<uint32>(t) << 23) + up);
-    return __builtin_fmaf(p, x < 0.f ? 0x1p-32f : 2.f, x - x);  // x - x: 0, or NaN
+    // e^89 is infinite, e^-104 is 0. Compared as integers, since of two comparisons of floats GCC
+    // makes a net of masks; NaN goes through as something else, and comes back at the end.
+    int top = bits_of<int>(x) < bits_of<int>(89.f) ? bits_of<int>(x) : bits_of<int>(89.f);
+    float c = bits_of<float>(top);
+    c = c < -104.f ? -104.f : c;
+    float t = __builtin_fmaf(c, 1.44269504088896341f, 12583166.f), k = t - 12583166.f;
+    float r = __builtin_fmaf(k, -0.693359375f, c);
+    r = __builtin_fmaf(k, 2.12194440e-4f, r);
+    float p = exp_polynomial(r);
+    uint32 both = bits_of<uint32>(t), half = both >> 1;
+    p *= bits_of<float>(half << 23);
+    p *= bits_of<float>((both - half) << 23);
+    return x != x ? x : p;
 }
 static INLINE double exp_(double x) { return __builtin_exp(x); }
+
+// e^x for x <= 0, where 2^(k + 32) and then 2^-32 will do.
+static INLINE float exp_below0(float x) {
+    float c = x < -104.f ? -104.f : x;
+    float t = __builtin_fmaf(c, 1.44269504088896341f, 12582944.f), k = t - 12582944.f;
+    float r = __builtin_fmaf(k, -0.693359375f, c);
+    r = __builtin_fmaf(k, 2.12194440e-4f, r);
+    float p = exp_polynomial(r);
+    p = bits_of<float>(bits_of<uint32>(p) + (bits_of<uint32>(t) << 23));
+    return __builtin_fmaf(p, 0x1p-32f, c - c);  // c - c: 0, or NaN
+}
+static INLINE double exp_below0(double x) { return __builtin_exp(x); }
 
 // Natural logarithm (Cephes): x = 2^k m with sqrt(1/2) <= m < sqrt(2), a polynomial in m - 1.
 static INLINE float log_(float x) {
@@ -172,10 +193,18 @@ static INLINE N block_reduce(int64 n, N start, F value, Join join) {
         VECTOR
         for (int j = 0; j < 16; j++) lane[j] = join(lane[j], value(i + j));
     }
-    for (int j = 0; i + j < n; j++) lane[j] = join(lane[j], value(i + j));
-    for (int w = 8; w; w /= 2)
-        for (int j = 0; j < w; j++) lane[j] = join(lane[j], lane[j + w]);
-    return lane[0];
+    if (i < n) {
+        VECTOR
+        for (int j = 0; j < 16; j++)
+            if (j < n - i) lane[j] = join(lane[j], value(i + j));
+    }
+    VECTOR
+    for (int j = 0; j < 8; j++) lane[j] = join(lane[j], lane[j + 8]);
+    VECTOR
+    for (int j = 0; j < 4; j++) lane[j] = join(lane[j], lane[j + 4]);
+    VECTOR
+    for (int j = 0; j < 2; j++) lane[j] = join(lane[j], lane[j + 2]);
+    return join(lane[0], lane[1]);
 }
 
 #else

@@ -12,7 +12,7 @@ __global__ void softmax_forward(const real *x, real *y, int64 rows, int64 n) {
         real *out = y + row * n;
         acc top = block_max(n, [&](int64 i) { return acc(a[i]); });
         acc sum = block_sum(n, [&](int64 i) {
-            acc e = exp_(acc(a[i]) - top);
+            acc e = exp_below0(acc(a[i]) - top);
             out[i] = real(e);
             return e;
         });
@@ -38,7 +38,7 @@ __global__ void log_softmax_forward(const real *x, real *y, int64 rows, int64 n)
         const real *a = x + row * n;
         real *out = y + row * n;
         acc top = block_max(n, [&](int64 i) { return acc(a[i]); });
-        acc shift = top + log_(block_sum(n, [&](int64 i) { return exp_(acc(a[i]) - top); }));
+        acc shift = top + log_(block_sum(n, [&](int64 i) { return exp_below0(acc(a[i]) - top); }));
         for (int64 i = threadIdx.x; i < n; i += blockDim.x) out[i] = real(acc(a[i]) - shift);
     }
 }

@@ -31,6 +31,7 @@ from .context import current
 NATIVE = Path(__file__).parent / "native"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
          "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd", "-fno-plt",
+         "-fno-loop-unroll-and-jam",
          "-fvisibility=hidden", "-shared", "-fPIC")
 
 # What a kernel computes with, for each type that its numbers are stored in.
