@@ -31,6 +31,13 @@ typedef unsigned char uint8;
 typedef REAL real;
 typedef ACC acc;
 
+// How many rows or columns a thread takes together: several on a CPU, where it is a whole block.
+#if defined(MINIPAR_HOST) && !defined(MINIPAR_EMULATED)
+#define PER_THREAD(cpu, gpu) cpu
+#else
+#define PER_THREAD(cpu, gpu) gpu
+#endif
+
 // ---------------------------------------------------------------------------------------------
 // Functions of one number. On the GPU they are CUDA's; on the CPU our own, without branches and
 // tables, so that a loop over them is vectorised, on every platform alike.
@@ -134,6 +141,8 @@ static INLINE double fma_(double a, double b, double c) { return __builtin_fma(a
 
 static __device__ __forceinline__ float exp_(float x) { return expf(x); }
 static __device__ __forceinline__ double exp_(double x) { return exp(x); }
+static __device__ __forceinline__ float exp_below0(float x) { return expf(x); }
+static __device__ __forceinline__ double exp_below0(double x) { return exp(x); }
 static __device__ __forceinline__ float log_(float x) { return logf(x); }
 static __device__ __forceinline__ double log_(double x) { return log(x); }
 static __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
@@ -149,21 +158,40 @@ static __device__ __forceinline__ double fma_(double a, double b, double c) { re
 template <class N> static __device__ __forceinline__ N larger(N a, N b) { return a < b ? b : a; }
 
 // ---------------------------------------------------------------------------------------------
-// One element after another, each by itself: f(i) for 0 <= i < n, by all threads of the grid.
+// Loops: f(i) for every 0 <= i < n, in no order. for_each by all blocks together, block_each by
+// the threads of one.
 
 #if defined(MINIPAR_HOST) && !defined(MINIPAR_EMULATED)
 
-template <class F> static INLINE void for_each(int64 n, F f) {
-    int64 stop = n * (blockIdx.x + 1) / gridDim.x;
-    VECTOR
-    for (int64 i = n * blockIdx.x / gridDim.x; i < stop; i++) f(i);
+// 16 steps side by side, of which the last ones may be idle: all elements take the same
+// instructions, so that a result does not depend on where a buffer was cut.
+template <class F> static INLINE void by_16(int64 i, int64 end, F f) {
+    for (; i + 16 <= end; i += 16) {
+        VECTOR
+        for (int j = 0; j < 16; j++) f(i + j);
+    }
+    if (int left = int(end - i); left > 0) {
+        VECTOR
+        for (int j = 0; j < 16; j++)
+            if (j < left) f(i + j);
+    }
 }
+
+template <class F> static INLINE void for_each(int64 n, F f) {
+    by_16(n * blockIdx.x / gridDim.x, n * (blockIdx.x + 1ll) / gridDim.x, f);
+}
+
+template <class F> static INLINE void block_each(int64 n, F f) { by_16(0, n, f); }
 
 #else
 
 template <class F> static __device__ __forceinline__ void for_each(int64 n, F f) {
-    int64 first = (int64)blockIdx.x * blockDim.x + threadIdx.x;
-    for (int64 i = first; i < n; i += (int64)gridDim.x * blockDim.x) f(i);
+    int64 step = (int64)gridDim.x * blockDim.x;
+    for (int64 i = (int64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) f(i);
+}
+
+template <class F> static __device__ __forceinline__ void block_each(int64 n, F f) {
+    for (int64 i = threadIdx.x; i < n; i += blockDim.x) f(i);
 }
 
 #endif
@@ -193,10 +221,13 @@ static INLINE N block_reduce(int64 n, N start, F value, Join join) {
         VECTOR
         for (int j = 0; j < 16; j++) lane[j] = join(lane[j], value(i + j));
     }
-    if (i < n) {
+    if (int left = int(n - i)) {
         VECTOR
-        for (int j = 0; j < 16; j++)
-            if (j < n - i) lane[j] = join(lane[j], value(i + j));
+        for (int j = 0; j < 16; j++) {
+            N l = lane[j];
+            if (j < left) l = join(l, value(i + j));
+            lane[j] = l;
+        }
     }
     VECTOR
     for (int j = 0; j < 8; j++) lane[j] = join(lane[j], lane[j + 8]);
