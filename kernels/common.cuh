@@ -16,6 +16,7 @@
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #define HUGE __int_as_float(0x7f800000)
+#define VECTOR
 #endif
 
 typedef long long int64;
