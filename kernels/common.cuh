@@ -132,6 +132,7 @@ static INLINE float tanh_(float x) {
     return a < 0.625f ? p : __builtin_copysignf(far, x);  // NaN takes the second, and stays
 }
 static INLINE double tanh_(double x) { return __builtin_tanh(x); }
+static INLINE double erfc_(double x) { return __builtin_erfc(x); }
 
 static INLINE float sqrt_(float x) { return __builtin_sqrtf(x); }
 static INLINE double sqrt_(double x) { return __builtin_sqrt(x); }
@@ -148,6 +149,7 @@ static __device__ __forceinline__ float log_(float x) { return logf(x); }
 static __device__ __forceinline__ double log_(double x) { return log(x); }
 static __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
 static __device__ __forceinline__ double tanh_(double x) { return tanh(x); }
+static __device__ __forceinline__ double erfc_(double x) { return erfc(x); }
 static __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
 static __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
 static __device__ __forceinline__ float fma_(float a, float b, float c) { return fmaf(a, b, c); }

@@ -153,6 +153,8 @@ def _misfit(name, parameters, problem, arguments, real):
     """The exception for what a wrapper has found: argument number and reason."""
     number, reason = divmod(problem - 1, 4)
     p, array = parameters[number], arguments[number]
+    if reason == 3:
+        return TypeError(f"{name}: {p.name} is a {type(array).__name__}, not an ndarray")
     if reason == 0:
         expected = np.dtype(_ELEMENTS[_plain(p.type, real)])
         return TypeError(f"{name}: {p.name} is of {array.dtype}, not {expected}")
@@ -164,14 +166,17 @@ def _misfit(name, parameters, problem, arguments, real):
 
 _WRAPPER_HEAD = r"""
 // NumPy's array object as its C interface lays it out (ndarraytypes.h), after Python's own head.
-struct Array { char head[HEAD]; char *data; int nd; void *dims, *strides, *base;
+struct Array { char head[HEAD - sizeof(void *)]; void *type; char *data; int nd; void *dims, *strides, *base;
                struct { char head[HEAD]; void *type; char kind, code, order, flags; int number; } *descr;
                int flags; };
 #define EXPORT extern "C" __attribute__((visibility("default")))
+static void *array_type;
 EXPORT void *minipar_probe(Array *a) {
+    array_type = a->type;
     return a->nd == 1 && a->descr->number == 11 && (a->flags & 0x501) == 0x501 ? a->data : 0;
 }
 static inline int misfit(Array *a, int number, int write) {
+    if (a->type != array_type) return 4;
     if (a->descr->number != number || a->descr->order == '>') return 1;
     if ((a->flags & 0x101) != 0x101) return 2;  // C-contiguous and aligned
     return write && !(a->flags & 0x400) ? 3 : 0;

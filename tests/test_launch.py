@@ -53,6 +53,9 @@ def test_an_array_that_does_not_fit_is_refused_naming_kernel_and_parameter():
         run(x.T, y, 4, 6)
     with pytest.raises(TypeError, match="x is of >f4, not float32"):
         run(x.astype(">f4"), y, 4, 6)
+    for other in (np.float32(1), 1.0, None, np.memmap):  # whose memory is of another form
+        with pytest.raises(TypeError, match=f"x is a {type(other).__name__}, not an ndarray"):
+            run(other, y, 4, 6)
     y.flags.writeable = False
     with pytest.raises(ValueError, match=r"y of shape \(4, 6\) is read-only"):
         run(x, y, 4, 6)

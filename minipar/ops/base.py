@@ -32,6 +32,22 @@ def method(*names):
     return attach
 
 
+def by_kernel(kernel, *arrays):
+    """A new array: what an elementwise kernel makes of `arrays`. None where NumPy has to do it:
+    without kernels, or for arrays of several shapes or types, or not in C order.
+    """
+    a = arrays[0]
+    run = kernel.build(a.dtype)
+    if run is None or not a.flags.c_contiguous:
+        return None
+    for b in arrays:
+        if b.shape != a.shape or b.dtype != a.dtype:
+            return None
+    out = np.empty(a.shape, a.dtype)
+    run(*map(np.ascontiguousarray, arrays), out, a.size)  # it makes arrays of scalars too
+    return out
+
+
 def operand(x):
     """(array or Python number, tensor or None) of an operand of elementwise arithmetic.
 

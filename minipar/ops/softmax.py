@@ -76,7 +76,7 @@ def softmax(x, dim):
     shape, dtype = x.array.shape, x.array.dtype
     if run := _kernel("softmax_forward", a, dim):
         y = np.empty(a.shape, a.dtype)
-        run(a, y)
+        run(np.asarray(a), y)
     elif a.size:
         y = _shifted(a, dim)
         np.exp(y, out=y)
@@ -110,7 +110,7 @@ def log_softmax(x, dim):
     shape, dtype = x.array.shape, x.array.dtype
     if run := _kernel("log_softmax_forward", a, dim):
         y = np.empty(a.shape, a.dtype)
-        run(a, y)
+        run(np.asarray(a), y)
     elif a.size:
         y = _shifted(a, dim)
         y -= np.log(_row_sum(np.exp(y), dim))
