@@ -7,7 +7,7 @@ import numpy as np
 from ..context import current
 from ..launch import Kernel
 from ..tensor import record
-from .base import by_kernel, floating, method, quiet
+from .base import by_kernel, floating, for_kernel, method, quiet
 from .elementwise import keep
 from .erf import erf
 
@@ -98,7 +98,7 @@ def _value_and_slope(x, kernel, steps):
     run = _KERNELS[f"{kernel}_slope" if wanted else kernel].build(a.dtype)
     if run and a.flags.c_contiguous:
         out, slope = np.empty(a.shape, a.dtype), np.empty(a.shape, a.dtype) if wanted else None
-        run(np.asarray(a), *((out, slope) if wanted else (out,)), a.size)
+        run(for_kernel(a), *((out, slope) if wanted else (out,)), a.size)
         if dtype != a.dtype:
             out, slope = out.astype(dtype), slope.astype(dtype) if wanted else None
         return out, slope

@@ -32,9 +32,15 @@ def method(*names):
     return attach
 
 
+def for_kernel(a):
+    """`a` as kernels take it, copied if need be: an ndarray in C order, aligned, of 1 dim or more."""
+    a = np.ascontiguousarray(a)
+    return a if a.flags.aligned else a.copy()
+
+
 def by_kernel(kernel, *arrays):
     """A new array: what an elementwise kernel makes of `arrays`. None where NumPy has to do it:
-    without kernels, or for arrays of several shapes or types, or not in C order.
+    without kernels, or for arrays of several shapes or types, or the first not in C order.
     """
     a = arrays[0]
     run = kernel.build(a.dtype)
@@ -44,7 +50,7 @@ def by_kernel(kernel, *arrays):
         if b.shape != a.shape or b.dtype != a.dtype:
             return None
     out = np.empty(a.shape, a.dtype)
-    run(*map(np.ascontiguousarray, arrays), out, a.size)  # it makes arrays of scalars too
+    run(*map(for_kernel, arrays), out, a.size)
     return out
 
 
