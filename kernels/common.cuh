@@ -17,6 +17,7 @@
 #include <cuda_bf16.h>
 #define HUGE __int_as_float(0x7f800000)
 #define VECTOR
+#define UNROLL _Pragma("unroll")
 #endif
 
 typedef long long int64;

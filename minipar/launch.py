@@ -41,7 +41,8 @@ _SCALARS = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "int": ctypes.c_i
             "uint32": ctypes.c_uint, "uint64": ctypes.c_ulonglong, "float": ctypes.c_float,
             "double": ctypes.c_double}
 _ELEMENTS = {"int64": np.int64, "int32": np.int32, "int": np.int32, "uint8": np.uint8,
-             "uint32": np.uint32, "float": np.float32, "double": np.float64, "bool": np.bool_}
+             "uint32": np.uint32, "uint64": np.uint64, "float": np.float32, "double": np.float64,
+             "bool": np.bool_}
 
 
 class Parameter(NamedTuple):
