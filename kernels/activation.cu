@@ -43,22 +43,29 @@ __global__ void tanh_backward(const real *y, const real *g, real *gx, int64 n) {
 
 // Functions with a slope that is worth keeping: each gives its value, and writes its slope.
 
-// x s with s = sigmoid(x); slope s + (1 - s) x s.
+// sigmoid(x), and its own slope s (1 - s) without taking a number near 1 from 1.
+static __device__ __forceinline__ acc sigmoid(acc x, acc *slope) {
+    acc e = exp_below0(x < 0 ? x : -x), large = acc(1) / (acc(1) + e), small = e * large;
+    *slope = small * large;
+    return x < 0 ? small : large;
+}
+
+// x s with s = sigmoid(x); slope s + x s'.
 struct Silu {
     static __device__ __forceinline__ acc of(acc x, acc *slope) {
-        acc s = sigmoid(x), y = x * s;
-        *slope = fma_(acc(1) - s, y, s);
-        return y;
+        acc ds, s = sigmoid(x, &ds);
+        *slope = fma_(x, ds, s);
+        return x * s;
     }
 };
 
-// x s with s = (1 + tanh u) / 2 = sigmoid(2 u), 2 u = x (a + b x^2); slope s + x s (1 - s) 2 u'.
+// x s with s = (1 + tanh u) / 2 = sigmoid(2 u), 2 u = x (a + b x^2); slope s + x s' 2 u'.
 struct GeluTanh {
     static __device__ __forceinline__ acc of(acc x, acc *slope) {
         const acc a = acc(1.5957691216057308), b = acc(0.044715) * a;  // sqrt(8 / pi)
-        acc square = x * x, s = sigmoid(x * fma_(b, square, a)), y = x * s;
-        *slope = fma_(y * (acc(1) - s), fma_(acc(3) * b, square, a), s);
-        return y;
+        acc square = x * x, ds, s = sigmoid(x * fma_(b, square, a), &ds);
+        *slope = fma_(x * ds, fma_(acc(3) * b, square, a), s);
+        return x * s;
     }
 };
 

@@ -46,7 +46,9 @@ typedef ACC acc;
 
 #ifdef MINIPAR_HOST
 
-template <class To, class From> static INLINE To bits_of(From x) { return __builtin_bit_cast(To, x); }
+template <class To, class From> static INLINE To bits_of(From x) {
+    return __builtin_bit_cast(To, x);
+}
 
 // e^r for |r| <= ln 2 / 2: a minimax polynomial, off by 3e-9 of it.
 static INLINE float exp_polynomial(float r) {
@@ -208,7 +210,9 @@ struct Add {
     template <class N> __device__ __forceinline__ N operator()(N a, N b) const { return a + b; }
 };
 struct Larger {
-    template <class N> __device__ __forceinline__ N operator()(N a, N b) const { return larger(a, b); }
+    template <class N> __device__ __forceinline__ N operator()(N a, N b) const {
+        return larger(a, b);
+    }
 };
 
 #if defined(MINIPAR_HOST) && !defined(MINIPAR_EMULATED)

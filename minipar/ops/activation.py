@@ -194,7 +194,7 @@ def _normal_gelu_64(x, out, slope):
 
 
 def _tanh_gelu(x, out, slope):
-    """out = x s and slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
+    """out = x s and slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2 = sigmoid(2 u),
     u = k (x + c x^3) and u' = k (1 + 3 c x^2).
     """
     k, c = _SQRT_2_OVER_PI, 0.044715
@@ -202,12 +202,12 @@ def _tanh_gelu(x, out, slope):
     if slope is not None:
         np.multiply(s, 6 * k * c, out=slope)
         slope += 2 * k
-    s *= k * c
-    s += k
+    s *= -2 * k * c
+    s -= 2 * k
     s *= x
-    np.tanh(s, out=s)
-    s *= 0.5
-    s += 0.5
+    np.exp(s, out=s)
+    s += 1
+    np.divide(1, s, out=s)
     np.multiply(x, s, out=out)
     if slope is not None:
         slope *= out

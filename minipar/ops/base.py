@@ -33,7 +33,7 @@ def method(*names):
 
 
 def for_kernel(a):
-    """`a` as kernels take it, copied if need be: an ndarray in C order, aligned, of 1 dim or more."""
+    """`a` as kernels take it, copied if need be: an ndarray in C order, aligned, not 0-d."""
     a = np.ascontiguousarray(a)
     return a if a.flags.aligned else a.copy()
 

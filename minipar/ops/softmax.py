@@ -17,7 +17,7 @@ _KERNELS = {name: Kernel("softmax.cu", name, rows="rows", width="n") for name in
 
 
 def _kernel(name, a, dim):
-    """The kernel for the rows of `a` along `dim`, as a function of arrays; None if there is none."""
+    """The kernel for the rows of `a` along `dim`, as a function of arrays; None without one."""
     if dim != a.ndim - 1 or not a.size or not a.flags.c_contiguous:
         return None
     run, n = _KERNELS[name].build(a.dtype), a.shape[-1]
