@@ -42,14 +42,7 @@ __global__ void keep_mask(uint64 *mask, uint64 key0, uint64 key1, uint64 first, 
     });
 }
 
-// y = x * scale where the mask is 1, and x * 0 where it is 0: NaN if x is NaN or infinite. Rows of
-// the mask are `stride` apart.
-__global__ void masked_scale(const real *x, const uint8 *mask, real *y, acc scale, int64 rows,
-                             int64 n, int64 stride) {
-    for (int64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const real *a = x + row * n;
-        const uint8 *kept = mask + row * stride;
-        real *out = y + row * n;
-        block_each(n, [&](int64 i) { out[i] = real(acc(a[i]) * (acc(kept[i]) * scale)); });
-    }
+// y = x * scale where the mask is 1, and x * 0 where it is 0: NaN if x is NaN or infinite.
+__global__ void masked_scale(const real *x, const uint8 *mask, real *y, acc scale, int64 n) {
+    for_each(n, [&](int64 i) { y[i] = real(acc(x[i]) * (acc(mask[i]) * scale)); });
 }

@@ -17,7 +17,7 @@ from ..tensor import record
 from .base import for_kernel, quiet
 
 _MASK = Kernel("dropout.cu", "keep_mask", elements="count")
-_SCALE = Kernel("dropout.cu", "masked_scale", rows="rows", width="n")
+_SCALE = Kernel("dropout.cu", "masked_scale", elements="n")
 
 
 def keep_mask(shape, p, name):
@@ -28,29 +28,25 @@ def keep_mask(shape, p, name):
     i * stride + e of the stream, where stride is the sample's size rounded up to whole blocks.
     Counts as one call of `name`.
     """
-    samples, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    return _padded_mask(samples, size, p, name)[:, :size].reshape(shape)
-
-
-def _padded_mask(samples, size, p, name):
-    """The mask as (samples, stride), where stride is at least the sample's size."""
     context = current()
     batch = context.batch
     call = batch.calls.get(name, 0)
     batch.calls[name] = call + 1
     threshold = math.floor(p * 2**32)
+    samples, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
     if threshold == 2**32 or not samples * size:
-        return np.zeros((samples, size), bool)
+        return np.zeros(shape, bool)
     blocks = -(-size // random.LANES)  # of the generator, in a sample
     stride, first = blocks * random.LANES, batch.start * blocks
     key = random.key(context.seed, "dropout", batch.step, name, call)
     run = _MASK.build(np.dtype(np.float32))
     if run and first + samples * blocks < 2**64:
-        mask = np.empty((samples, blocks), np.uint64)
-        run(mask, key % 2**64, key >> 64, first, threshold, mask.size)
-        return mask.view(bool)
-    return (random.bits(key, first * random.LANES, samples * stride) >= threshold).reshape(
-        samples, stride)
+        words = np.empty(samples * blocks, np.uint64)
+        run(words, key % 2**64, key >> 64, first, threshold, words.size)
+        kept = words.view(bool)
+    else:
+        kept = random.bits(key, first * random.LANES, samples * stride) >= threshold
+    return kept.reshape(samples, stride)[:, :size].reshape(shape)
 
 
 def check_probability(name, p):
@@ -71,20 +67,16 @@ def dropout(input, p=0.5, training=True, *, name=""):
         raise TypeError(f"dropout: a floating type is needed, not {input.dtype}")
     if not training or not p:
         return input
-    shape = input.shape
-    samples, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    padded = _padded_mask(samples, size, p, name)
-    stride, scale = padded.shape[1], 1 / (1 - p) if p < 1 else 0.0
-    if size == stride:
-        samples, size, stride = 1, padded.size, padded.size  # one long row
+    mask = keep_mask(input.shape, p, name)
+    scale = 1 / (1 - p) if p < 1 else 0.0
 
     def scaled(a):
         run = _SCALE.build(a.dtype)
-        if run and a.shape == shape:
-            out = np.empty(shape, a.dtype)
-            run(for_kernel(a), padded.view(np.uint8), out, scale, samples, size, stride)
+        if run and a.shape == mask.shape:
+            out = np.empty(a.shape, a.dtype)
+            run(for_kernel(a), for_kernel(mask.view(np.uint8)), out, scale, a.size)
             return out
-        out = np.multiply(a, padded.reshape(samples, stride)[:, :size].reshape(shape))
-        out *= scale
-        return out
+        a = a * mask
+        a *= scale
+        return a
     return record(scaled(input.array), (input,), lambda g: (scaled(g),))
