@@ -17,7 +17,7 @@ __global__ void relu_backward(const real *y, const real *g, real *gx, int64 n) {
 
 // 1 / (1 + e^-x), from e^-|x|, which cannot overflow and keeps small results exact.
 static __device__ __forceinline__ acc sigmoid(acc x) {
-    acc e = exp_below0(x < 0 ? x : -x);
+    acc e = exp_below0(-abs_(x));
     return (x < 0 ? e : acc(1)) / (acc(1) + e);
 }
 
@@ -45,7 +45,7 @@ __global__ void tanh_backward(const real *y, const real *g, real *gx, int64 n) {
 
 // sigmoid(x), and its own slope s (1 - s) without taking a number near 1 from 1.
 static __device__ __forceinline__ acc sigmoid(acc x, acc *slope) {
-    acc e = exp_below0(x < 0 ? x : -x), large = acc(1) / (acc(1) + e), small = e * large;
+    acc e = exp_below0(-abs_(x)), large = acc(1) / (acc(1) + e), small = e * large;
     *slope = small * large;
     return x < 0 ? small : large;
 }
@@ -72,7 +72,7 @@ struct GeluTanh {
 // x c with c the share of the normal distribution below x; slope c + x density(x).
 struct GeluNormal {
     static __device__ __forceinline__ acc of(acc x, acc *slope) {
-        acc density, above = share_above(x < 0 ? -x : x, &density);
+        acc density, above = share_above(abs_(x), &density);
         acc share = x < 0 ? above : acc(1) - above;
         *slope = fma_(x, density, share);
         return x * share;

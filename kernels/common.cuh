@@ -89,7 +89,7 @@ static INLINE float exp_below0(float x) {
     r = __builtin_fmaf(k, 2.12194440e-4f, r);
     float p = exp_polynomial(r);
     p = bits_of<float>(bits_of<uint32>(p) + (bits_of<uint32>(t) << 23));
-    return __builtin_fmaf(p, 0x1p-32f, c - c);  // c - c: 0, or NaN
+    return __builtin_fmaf(p, 0x1p-32f, r - r);  // r - r: 0, or NaN
 }
 static INLINE double exp_below0(double x) { return __builtin_exp(x); }
 
@@ -137,6 +137,8 @@ static INLINE float tanh_(float x) {
 static INLINE double tanh_(double x) { return __builtin_tanh(x); }
 static INLINE double erfc_(double x) { return __builtin_erfc(x); }
 
+static INLINE float abs_(float x) { return __builtin_fabsf(x); }
+static INLINE double abs_(double x) { return __builtin_fabs(x); }
 static INLINE float sqrt_(float x) { return __builtin_sqrtf(x); }
 static INLINE double sqrt_(double x) { return __builtin_sqrt(x); }
 static INLINE float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -153,6 +155,8 @@ static __device__ __forceinline__ double log_(double x) { return log(x); }
 static __device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
 static __device__ __forceinline__ double tanh_(double x) { return tanh(x); }
 static __device__ __forceinline__ double erfc_(double x) { return erfc(x); }
+static __device__ __forceinline__ float abs_(float x) { return fabsf(x); }
+static __device__ __forceinline__ double abs_(double x) { return fabs(x); }
 static __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
 static __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
 static __device__ __forceinline__ float fma_(float a, float b, float c) { return fmaf(a, b, c); }
