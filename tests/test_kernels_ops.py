@@ -96,6 +96,19 @@ def test_0_d_tensors_take_the_same_values_and_gradients(name):
         np.testing.assert_allclose(ours, reference, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "silu", "gelu"])
+def test_gradients_are_written_into_sinks_of_any_memory_order(name):
+    a, g = np.random.default_rng(5).standard_normal((2, 6, 4)).astype(np.float32)
+    _, expected = value_and_gradient(ACTIVATIONS[name], a, g)
+    for buffer in (np.empty((4, 6), np.float32).T, np.empty((6, 8), np.float32)[:, ::2],
+                   off_alignment(a)):
+        x = Tensor(a, requires_grad=True)
+        x.sink.place(buffer)
+        for times in (1, 2):  # written, then added
+            ACTIVATIONS[name](x).backward(Tensor(g))
+            np.testing.assert_allclose(buffer, times * expected, 1e-6)
+
+
 def test_relu_of_integers_stays_integer():
     for out in both(lambda: F.relu(mp.tensor([-1, 2])).array):
         assert out.tolist() == [0, 2] and out.dtype == np.int64

@@ -6,8 +6,9 @@ import numpy as np
 
 from ..context import current
 from ..launch import Kernel
+from ..sinks import Deferred
 from ..tensor import record
-from .base import by_kernel, floating, for_kernel, method, quiet
+from .base import by_kernel, floating, for_kernel, gradient_by_kernel, method, quiet
 from .elementwise import keep
 from .erf import erf
 
@@ -29,7 +30,7 @@ def relu(x):
         out = np.maximum(x.array, 0)
 
     def backward(g):
-        gx = by_kernel(_KERNELS["relu_backward"], out, g)
+        gx = gradient_by_kernel(_KERNELS["relu_backward"], out, g)
         return (keep(g, out != 0) if gx is None else gx,)
     return record(out, (x,), backward, saves_output=True)
 
@@ -72,7 +73,7 @@ def sigmoid(x):
         out = np.divide(1, out, out=out).astype(dtype, copy=False)
 
     def backward(g):
-        gx = by_kernel(_KERNELS["sigmoid_backward"], out, g)
+        gx = gradient_by_kernel(_KERNELS["sigmoid_backward"], out, g)
         if gx is not None:
             return (gx,)
         gx = np.asarray(1 - out)
@@ -112,12 +113,17 @@ def _value_and_slope(x, kernel, steps):
     return out.astype(dtype, copy=False).reshape(a.shape), slope
 
 
+def _product(g, slope):
+    """g * slope, written where it belongs."""
+    return Deferred(slope, write=lambda out: np.multiply(g, slope, out=out))
+
+
 @quiet
 def silu(x):
     """x sigmoid(x) (Hendrycks & Gimpel 2016; "swish"). Raises TypeError unless x is floating."""
     _floating_only("silu", x)
     out, slope = _value_and_slope(x, "silu", _silu)
-    return record(out, (x,), lambda g: (g * slope,))
+    return record(out, (x,), lambda g: (_product(g, slope),))
 
 
 def _silu(x, out, slope):
@@ -145,7 +151,7 @@ def gelu(x, approximate="none"):
     steps = _tanh_gelu if approximate == "tanh" else (
         _normal_gelu_64 if x.array.dtype == np.float64 else _normal_gelu)
     out, slope = _value_and_slope(x, f"gelu_{approximate}", steps)
-    return record(out, (x,), lambda g: (g * slope,))
+    return record(out, (x,), lambda g: (_product(g, slope),))
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..launch import Kernel
 from ..tensor import record
-from .base import by_kernel, floating, method, quiet
+from .base import floating, gradient_by_kernel, method, quiet
 from .elementwise import pow
 from .erf import erf as erf_of
 
@@ -84,7 +84,7 @@ def tanh(x):
     out = np.tanh(floating(x.array))
 
     def backward(g):
-        gx = by_kernel(_TANH_BACKWARD, out, g)
+        gx = gradient_by_kernel(_TANH_BACKWARD, out, g)
         if gx is not None:
             return (gx,)
         gx = np.asarray(out * out)  # of 0-d arrays NumPy makes scalars, which out= refuses
