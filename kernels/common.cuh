@@ -10,13 +10,15 @@
 //     too, or double. One build per type.
 #pragma once
 
-#ifdef MINIPAR_HOST
-#include "host.h"  // gives CUDA's words their meaning on a CPU
+#if defined(MINIPAR_EMULATED)
+#include "emulated.h"  // CUDA's words on a CPU, thread by thread
+#elif defined(MINIPAR_HOST)
+#include "host.h"  // CUDA's words on a CPU, one thread a block
 #else
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
 #define HUGE __int_as_float(0x7f800000)
-#define VECTOR
+#define VECTOR  // loops over the lanes of a CPU have one step here
 #define UNROLL _Pragma("unroll")
 #endif
 

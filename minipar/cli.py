@@ -8,6 +8,8 @@ from . import __version__
 # {command: (module, whose main(argv) returns the exit status; what it does)}
 COMMANDS = {
     "train": ("train", "train a model: minipar train --help"),
+    "bench": ("bench", "time collectives, algorithms side by side: minipar bench --help"),
+    "emulate": ("emulate", "run a CUDA kernel without a GPU, and find what is wrong with it"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

@@ -12,7 +12,7 @@ from functools import wraps
 
 from . import dtypes, random
 
-KERNELS = ("reference", "compiled")  # how the arithmetic of operations with kernels runs
+KERNELS = ("reference", "compiled", "emulated")  # how the arithmetic of operations with kernels runs
 
 _local = threading.local()
 
@@ -178,7 +178,8 @@ def manual_seed(seed):
 
 
 def set_kernels(kernels):
-    """Choose how operations run that have a kernel: "compiled", or the NumPy "reference"."""
+    """Choose how operations run that have a kernel: "compiled", "emulated" (every CUDA thread, for
+    tests), or the NumPy "reference"."""
     current().kernels = _checked(kernels)
 
 

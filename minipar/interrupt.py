@@ -21,12 +21,17 @@ class Interrupt:
         self.requested = True
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+        if _in_main_thread():
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self._previous = {}
+
+
+def _in_main_thread():
+    return threading.current_thread() is threading.main_thread()

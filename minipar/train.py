@@ -23,8 +23,8 @@ from . import data as datasets
 from . import dtypes, trace
 from .build import build_model, build_optimizer, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
-from .comm import world
-from .comm.world import launched_rank
+from .comm import RankFailed, launch, world
+from .comm.world import is_launched, launched_rank
 from .context import batch_position, current, manual_seed, no_grad, set_default_dtype
 from .data import GlobalBatchSampler
 from .interrupt import Interrupt
@@ -308,11 +308,39 @@ def main(argv=None, interrupt=None):
         with (interrupt if o.checkpoint else nullcontext(), np.errstate(all="ignore"),
               one_blas_thread() if comm.size > 1 else nullcontext()):
             run(o, comm, interrupt)
+    except KeyboardInterrupt:
+        if is_launched():
+            raise  # the job of an MPI launcher is ended by its hook
+        print("minipar: interrupted", file=sys.stderr)
+        return 130  # as a shell says it: 128 + SIGINT
     except (UsageError, Failed) as error:
         if comm.rank == 0 or not getattr(error, "by_all", True):
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def start_ranks(argv, o):
+    """Run the job on the ranks that `--ranks` asks for; returns its exit status."""
+    try:
+        if o.launcher == "threads":
+            interrupt = Interrupt()  # signals are the process's: its ranks share one
+            with interrupt if o.checkpoint else nullcontext(), one_blas_thread():
+                return max(launch(rank_main, o.ranks, args=(argv, interrupt), how="threads"))
+        return max(launch(rank_main, o.ranks, args=(argv,), how=o.launcher,
+                          forward_signals=bool(o.checkpoint)))
+    except RankFailed as error:
+        print(f"minipar: error: {error}", file=sys.stderr)
+        return 1
+
+
+def rank_main(argv, interrupt=None):
+    """The job on one of the ranks that were started for it; returns its exit status."""
+    from minipar.train import main as job  # by this name also where this file is `__main__`
+    try:
+        return job(argv, interrupt)
+    except RankFailed:
+        return 1  # whoever failed has said why
 
 
 def one_blas_thread():

@@ -308,6 +308,21 @@ def split(comm):
             group.barrier()
 
 
+def groups_of_the_same_ranks_are_apart(comm):
+    """Collectives of two groups with the same members, started in another order on each rank."""
+    p, rank = comm.size, comm.rank
+    groups = [comm.split(0), comm.split(0), comm.split(1)]
+    for _ in range(3):
+        buffers = [np.array([rank + 1.0, 10.0**i]) for i in range(3)]
+        works = [None] * 3
+        for i in [(rank + k) % 3 for k in range(3)]:
+            works[i] = groups[i].all_reduce(buffers[i], async_op=True)
+        for work in works:
+            work.wait()
+        for i, x in enumerate(buffers):
+            same(x, np.array([p * (p + 1) / 2, p * 10.0**i]), f"group {i}")
+
+
 def messages(comm):
     p, rank = comm.size, comm.rank
     refused(ValueError, [f"rank {rank} of {p}", f"peer {rank}"], comm.send, np.zeros(1), rank)
@@ -369,4 +384,4 @@ def refusals(comm):
 CASES = [all_reduce, reduce_scatter_gather_broadcast, all_ranks_get_the_same_bits,
          arrays_of_any_layout, tensors, barrier, collectives_in_flight, more_in_flight_than_tags,
          a_kept_plan_meets_no_later_one, plans_started_again, programs_of_the_user, split,
-         messages, refusals]
+         groups_of_the_same_ranks_are_apart, messages, refusals]

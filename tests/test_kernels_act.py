@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from kernel_cases import ELEMENTWISE, gelu_none, reference_loss, sigmoid, silu, softmax
 
 from minipar import launch, random
 from minipar.launch import Kernel
@@ -55,39 +56,6 @@ def assert_same_bits(a, b):
 
 
 # ----------------------------------------------------------------------------------- elementwise
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def silu(x):
-    s = sigmoid(x)
-    return x * s, s + x * s * (1 - s)
-
-
-def gelu_tanh(x):
-    k, c = math.sqrt(8 / math.pi), 0.044715  # (1 + tanh u) / 2 is sigmoid(2 u)
-    u = k * (x + c * x**3)
-    s = sigmoid(u)
-    return x * s, s + x * s * sigmoid(-u) * k * (1 + 3 * c * x * x)
-
-
-def gelu_none(x):
-    share = 0.5 * np.vectorize(math.erfc, otypes=[float])(-x * math.sqrt(0.5))
-    return x * share, share + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-
-
-# {kernel: (its inputs, a function of them that gives its outputs)}
-ELEMENTWISE = {
-    "relu_forward": (1, lambda x: (np.maximum(x, 0),)),
-    "relu_backward": (2, lambda y, g: (np.where(y == 0, 0, g),)),
-    "sigmoid_forward": (1, lambda x: (sigmoid(x),)),
-    "sigmoid_backward": (2, lambda y, g: (g * y * (1 - y),)),
-    "tanh_backward": (2, lambda y, g: (g * (1 - y * y),)),
-    "silu": (1, lambda x: silu(x)[:1]), "silu_slope": (1, silu),
-    "gelu_tanh": (1, lambda x: gelu_tanh(x)[:1]), "gelu_tanh_slope": (1, gelu_tanh),
-    "gelu_none": (1, lambda x: gelu_none(x)[:1]), "gelu_none_slope": (1, gelu_none)}
-
 
 def inputs(name, n, dtype, seed=0):
     rng = np.random.default_rng([seed, n])
@@ -166,11 +134,6 @@ def test_gelu_and_sigmoid_keep_their_relative_accuracy_where_they_are_small():
 ROWS, COLUMNS = (1, 7, 8, 9, 17), (1, 2, 15, 16, 17, 31, 33, 1023)
 
 
-def softmax(x):
-    e = np.exp(x - x.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
-
-
 @pytest.mark.parametrize("n", COLUMNS)
 @pytest.mark.parametrize("rows", ROWS)
 def test_softmax_kernels_of_any_shape_agree_with_float64(rows, n):
@@ -205,14 +168,6 @@ def test_a_row_of_softmax_does_not_depend_on_the_rows_beside_it():
             alone, = run("softmax.cu", name, np.float32, [x[row], (1, 37), 1, 37])
             assert_same_bits(whole[row], alone[0])
             assert row == 9 or (other[row] == whole[row]).all()
-
-
-def reference_loss(x, target, scale):
-    rows = np.arange(len(x))
-    p = softmax(x)
-    loss = np.where(target < 0, 0, -np.log(p[rows, target]))
-    p[rows, target] -= 1
-    return loss, np.where(target[:, None] < 0, 0, p * scale)
 
 
 @pytest.mark.parametrize("n", COLUMNS)

@@ -203,7 +203,7 @@ def test_masks_of_dropout_are_the_same_bits_with_and_without_kernels(start):
                 with mp.batch_position(2, start):
                     return [keep_mask(shape, p, "layer") for _ in range(2)]
             for mine, theirs in zip(*both(masks)):
-                assert mine.dtype == bool and mine.shape == shape
+                assert mine.dtype == bool and mine.shape == shape and mine.flags.c_contiguous
                 np.testing.assert_array_equal(mine, theirs)
 
 

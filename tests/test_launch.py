@@ -29,8 +29,12 @@ def test_signatures_are_read_from_the_source():
         "a": [Parameter("x", "real", True, True), Parameter("y", "real", True, False),
               Parameter("n", "int64", False, False), Parameter("eps", "acc", False, False)],
         "b": [Parameter("p", "uint8", True, False)], "nothing": []}
-    with pytest.raises(BuildError, match="not ' unsigned long n'"):
-        signatures("__global__ void c(int a, unsigned long n) {}")
+    assert signatures("""template <class T> __global__ void c(T *x) {}
+        extern "C" __global__ void d(const unsigned long n, float x[], unsigned char *y) {}""") == {
+        "d": [Parameter("n", "uint64", False, True), Parameter("x", "float", True, False),
+              Parameter("y", "uint8", True, False)]}
+    with pytest.raises(BuildError, match=r"not ' float \*\*rows'"):
+        signatures("__global__ void c(int a, float **rows) {}")
 
 
 def test_every_kernel_that_an_operation_names_is_in_its_file():

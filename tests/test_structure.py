@@ -16,7 +16,8 @@ LAYERS = [
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace"},
-    {"options", "build", "interrupt", "report", "train", "doctor", "cli", "__main__"},
+    {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "cli",
+     "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks"}
 

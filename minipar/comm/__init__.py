@@ -3,6 +3,7 @@
 from .communicator import Communicator, Work
 from .compose import both, channels, on
 from .kinds import Kind, register_kind
+from .launcher import launch
 from .program import (collective, copy, fence, get, get_reduce, put, recv, recv_reduce, reduce,
                       register, send)
 from .transport.base import RankFailed
@@ -10,5 +11,5 @@ from .transport.threads import run_threads
 from .world import world
 
 __all__ = ["Communicator", "Kind", "RankFailed", "Work", "both", "channels", "collective", "copy",
-           "fence", "get", "get_reduce", "on", "put", "recv", "recv_reduce", "reduce", "register",
-           "register_kind", "run_threads", "send", "world"]
+           "fence", "get", "get_reduce", "launch", "on", "put", "recv", "recv_reduce", "reduce",
+           "register", "register_kind", "run_threads", "send", "world"]

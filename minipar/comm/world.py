@@ -18,6 +18,9 @@ from .transport.base import Lone, RankFailed
 
 # Set by the launchers of MPICH (hydra), Open MPI, Slurm's PMIx, Intel MPI.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
+# Set by whoever starts ranks without MPI: ours, and the names that PyTorch's launchers set.
+_OWN = ("MINIPAR_RANK", "MINIPAR_WORLD_SIZE", "MINIPAR_ADDR", "MINIPAR_PORT")
+_TORCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 _world = None
 _lock = threading.Lock()
@@ -39,7 +42,8 @@ def world():
     """The communicator of all ranks of this job, as seen by the calling rank.
 
     In a thread started as a rank: its own. In a process started by an MPI launcher: MPI's world.
-    Else a world of one rank, for which no MPI library is needed.
+    In a process whose environment says which rank it is (docs/launching.md): that of the
+    processes which meet there. Else a world of one rank, for which no MPI library is needed.
     """
     found = getattr(_thread, "world", None)
     if found is None:
@@ -56,9 +60,9 @@ def launched_size():
 
 
 def launched_rank():
-    """This process's rank as the launcher's environment has it, for when MPI cannot say; else 0."""
+    """This process's rank as MPI's launcher has it, for when MPI cannot say; else 0."""
     for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"):
-        if name in os.environ:
+        if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return 0
 
@@ -68,17 +72,59 @@ def is_launched():
     return any(name in os.environ for name in _SIZE_VARIABLES)
 
 
+def _meeting_variables():
+    """The names of the variables that say how processes meet without MPI; () if none do.
+
+    Ours come before MPI's, which a rank may have inherited from whoever started the processes;
+    PyTorch's come after them, and only if all four are there.
+    """
+    if _OWN[0] in os.environ:
+        return _OWN
+    return _TORCH if not is_launched() and all(name in os.environ for name in _TORCH) else ()
+
+
 def process_world():
-    """The communicator of this process: MPI's world under a launcher, else one rank."""
+    """The communicator of this process: its launcher's world, or one rank if there was none."""
     global _world
     with _lock:
         if _world is None:
-            _world = _mpi_world() if is_launched() else Communicator(Lone())
+            names = _meeting_variables()
+            if names:
+                _world = _met_communicator(names)
+            else:
+                _world = mpi_communicator() if is_launched() else Communicator(Lone())
+            if names or is_launched():
+                _install_hooks(_world.transport)
             atexit.register(_leave)
     return _world
 
 
-def _mpi_world():
+def set_world(communicator):
+    """Make `communicator` the world of this process; whoever made it ends it."""
+    global _world
+    _world = communicator
+
+
+def _met_communicator(names):
+    from .transport import processes
+    values = [os.environ.get(name) for name in names]
+    if None in values:
+        raise RuntimeError(f"{names[0]} is set, but not {names[values.index(None)]}")
+    try:
+        rank, size, port = int(values[0]), int(values[1]), int(values[3])
+    except ValueError:
+        raise RuntimeError(f"{names[0]}, {names[1]} and {names[3]} are whole numbers, not "
+                           f"{values[0]}, {values[1]} and {values[3]}") from None
+    if not 0 <= rank < size:
+        raise RuntimeError(f"{names[0]}={rank} is not in [0, {names[1]}={size})")
+    if "TORCHELASTIC_RUN_ID" in os.environ and names is _TORCH:
+        port += 1  # torchrun itself listens on the port that it tells
+    token = os.environ.get("MINIPAR_TOKEN", "")
+    return Communicator(processes.join(rank, size, values[2], port, token))
+
+
+def mpi_communicator():
+    """The communicator of MPI's world. Raises RuntimeError if launcher and library do not fit."""
     try:
         from .transport import mpi
     except (ImportError, RuntimeError) as error:
@@ -90,7 +136,6 @@ def _mpi_world():
     if expected is not None and expected != transport.size:
         raise RuntimeError(f"the launcher started {expected} ranks, but {mpi.version()} sees "
                            f"{transport.size}: mpirun and mpi4py belong to different MPI libraries")
-    _install_hooks(transport)
     return Communicator(transport)
 
 
@@ -125,4 +170,10 @@ def _leave():
     """At the end of this process, however it came about: release, and tell the peers."""
     if _world is not None:
         _world.close()
-        _world.transport.leave()
+        try:
+            _world.transport.leave()
+        except RankFailed as error:
+            print(f"minipar: {error}; ending the job", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _world.transport.abort(1)

@@ -1,14 +1,27 @@
-"""Scaled dot-product attention (Vaswani et al. 2017, "Attention is all you need")."""
+"""Scaled dot-product attention (Vaswani et al. 2017, "Attention is all you need").
+
+Two ways to compute it. With products of whole matrices by NumPy's BLAS, and the probabilities of
+all pairs in memory: this is the reference, and serves every mask. And tile by tile, by the kernels
+of kernels/attention.cu, which were faster at every size that was measured: they serve float32 and
+float64 without attn_mask, where leading dims are equal and at most two, and rows of query, key and
+value have at most 128 elements.
+"""
 
 import math
 from functools import lru_cache
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import record
 from .base import Like, operand, quiet, unbroadcast
 from .dropout import check_probability, keep_mask
 from .softmax import ones, row_max
+
+_FORWARD = Kernel("attention.cu", "attention_forward", rows="rows", width="dim")
+_BACKWARD = Kernel("attention.cu", "attention_backward", rows="rows", width="dim")
+_LONGEST = 128  # DIM of kernels/attention.cu
+_NO_MASK = np.ones(1, bool)
 
 
 @lru_cache(maxsize=16)
@@ -26,7 +39,8 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     attn_mask: broadcastable to (..., L, S); bool (True takes part) or floating (added to the
     scores). is_causal: query i sees keys 0..i. scale: 1 / sqrt(E) if None. dropout_p: applied to
     the probabilities whenever it is not 0, with the masks of `dropout` under `name`; dim 0 counts
-    the samples. A query that sees no key gets zeros, as in PyTorch.
+    the samples. A query that sees no key gets zeros, as in PyTorch. NaN and infinity behind a
+    causal mask may still make NaN of what does not see them: their weight is 0, and 0 * inf is NaN.
     Raises ValueError with the shapes if they do not match, for a mask beside is_causal, and unless
     0 <= dropout_p <= 1; TypeError if the types differ.
     """
@@ -39,6 +53,8 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if dtype == np.float16:
         q, k, v = (a.astype(np.float32) for a in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
+    if attn_mask is None and _fits(q, k, v) and (forward := _FORWARD.build(q.dtype)):
+        return _tiled(forward, (query, key, value), (q, k, v), dropout_p, is_causal, scale, name)
     mask, attn_mask = (None, None) if attn_mask is None else _additive(attn_mask, dtype)
 
     p = np.matmul(q * scale, k.swapaxes(-1, -2))
@@ -90,6 +106,72 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
                   (query, key, value))
 
 
+def _fits(q, k, v):
+    """Whether the kernels serve these arrays."""
+    return (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.ndim <= 4
+            and q.size and k.size and v.size and max(q.shape[-1], v.shape[-1]) <= _LONGEST)
+
+
+def _tiled(forward, inputs, arrays, dropout_p, is_causal, scale, name):
+    """Attention by the kernels. arrays: of the tensors `inputs`, in the type to compute with."""
+    dtype, rank = inputs[0].array.dtype, arrays[0].ndim
+    q, k, v = (_heads(a) for a in arrays)
+    batch, heads, queries, dim = q.shape
+    keys, value_dim = v.shape[2:]
+    kept, upscale = _NO_MASK, 1.0
+    if dropout_p:
+        kept = keep_mask((*arrays[0].shape[:-1], keys), dropout_p, name)
+        upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
+    sizes = (heads, batch * heads * queries, queries, keys, dim, value_dim, bool(is_causal), scale,
+             bool(dropout_p), upscale)
+    # In the memory order of query: heads cut from one projection are put together without a copy.
+    out = _like(q, (batch, heads, queries, value_dim))
+    sums = np.empty((batch, heads, queries), q.dtype)
+    forward(*_starts(q, k, v, out), sums, kept, _strides(q, k, v, out), *sizes)
+    need = [t.requires_grad for t in inputs]
+
+    def backward(g):
+        g = _heads(g.astype(q.dtype, copy=False))
+        gradients = [_like(a, a.shape) for a in (q, k, v)]
+        _BACKWARD.build(q.dtype)(
+            *_starts(q, k, v, out, g), sums, kept, *_starts(*gradients),
+            _strides(q, k, v, out, g, *gradients), *sizes, queries, keys,  # one part, one pass
+            need[0] | (need[1] or need[2]) << 1)
+        return tuple(a.reshape(a.shape[4 - rank:]).astype(dtype, copy=False) if n else None
+                     for a, n in zip(gradients, need))
+    return record(out.reshape(out.shape[4 - rank:]).astype(dtype, copy=False), inputs, backward,
+                  inputs, saves_output=True)
+
+
+def _heads(a):
+    """`a` as (batch, heads, rows, columns) with rows that lie without gaps; copied if need be."""
+    size = a.itemsize
+    if a.strides[-1] != size or [s for s in a.strides if s % size] or not a.flags.aligned:
+        a = np.require(a, requirements=("C", "ALIGNED"))
+    return a if a.ndim == 4 else a.reshape((1,) * (4 - a.ndim) + a.shape)
+
+
+def _like(a, shape):
+    """A new array of `shape` in the memory order of `a`, but with rows that lie without gaps."""
+    new = np.empty_like(a, shape=shape)
+    return new if new.strides[-1] == new.itemsize else np.empty(shape, a.dtype)
+
+
+def _starts(*arrays):
+    """The first row of each: how a kernel is given an array with gaps."""
+    return [a[0, 0, 0] for a in arrays]
+
+
+def _strides(*arrays):
+    """The int64 array of the batch, head and row strides of all, counted in elements."""
+    return _strides_of(tuple([a.strides for a in arrays]), arrays[0].itemsize)
+
+
+@lru_cache(maxsize=64)
+def _strides_of(strides, itemsize):
+    return np.array([s // itemsize for of_array in strides for s in of_array[:3]], np.int64)
+
+
 def _check(q, k, v):
     """The broadcast leading dims, or an error."""
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
@@ -98,6 +180,8 @@ def _check(q, k, v):
     if not q.dtype == k.dtype == v.dtype or q.dtype.kind != "f":
         raise TypeError(f"scaled_dot_product_attention: one floating type is needed, "
                         f"not {q.dtype}, {k.dtype}, {v.dtype}")
+    if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        return q.shape[:-2]
     try:
         return np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     except ValueError:

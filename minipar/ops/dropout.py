@@ -46,7 +46,7 @@ def keep_mask(shape, p, name):
         kept = words.view(bool)
     else:
         kept = random.bits(key, first * random.LANES, samples * stride) >= threshold
-    return kept.reshape(samples, stride)[:, :size].reshape(shape)
+    return np.ascontiguousarray(kept.reshape(samples, stride)[:, :size]).reshape(shape)
 
 
 def check_probability(name, p):

@@ -131,7 +131,7 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
 
     Inside, `minipar.comm.world()` is the rank's communicator. Each rank starts with a copy of the
     caller's context. If ranks raise, the first exception is raised here; TimeoutError after
-    `timeout` seconds.
+    `timeout` seconds, if that is not None.
     """
     from ..communicator import Communicator
     from ..world import use_world
@@ -156,9 +156,13 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
                for rank in range(size)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+    try:
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    except KeyboardInterrupt:
+        world.failed = -1  # lets the ranks that wait end
+        raise
     if errors:
         raise errors[0]
     if any(thread.is_alive() for thread in threads):

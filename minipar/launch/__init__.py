@@ -1,0 +1,81 @@
+"""Finds, builds and launches the kernels of kernels/: one source, three executions.
+
+    softmax = Kernel("softmax.cu", "softmax_forward", rows="rows", width="n")
+    run = softmax.build(x.dtype)             # None where the NumPy reference has to do
+    run(x, y, rows, n)
+
+`compiled` (compiled.py): the file is built for this CPU, once per dtype, when a kernel of it is
+first needed. `emulated` (emulated.py): every CUDA thread is run, slowly, and what would go wrong
+on a GPU is reported.
+"""
+
+import numpy as np
+
+from ..context import current
+from .build import cache_folder, compiler, tell
+from .source import (EXECUTIONS, REAL, BuildError, EmulationError, Parameter, executions,
+                     kernels_folder, signatures)
+
+__all__ = ["EXECUTIONS", "BuildError", "EmulationError", "Kernel", "Parameter", "cache_folder",
+           "compiler", "executions", "kernels_folder", "signatures"]
+
+
+class Kernel:
+    """One `__global__` function of a file in kernels/, built when it is first needed.
+
+    rows, width: the parameters that tell how many blocks there is work for, and for how many
+                 threads in each; elements: the one that tells for how many threads in all.
+    """
+
+    def __init__(self, file, name, *, rows=None, width=None, elements=None):
+        self.file, self.name, self._built = file, name, {}
+        self.rows, self.width, self.elements = rows, width, elements
+
+    def build(self, dtype):
+        """A callable with the kernel's parameters, for numbers of `dtype`; None for the reference.
+
+        Arguments are NumPy arrays for pointers, numbers for the rest. The callable raises
+        TypeError or ValueError, naming kernel and parameter, for an array that does not fit;
+        emulated, EmulationError for what would go wrong on a GPU.
+        """
+        execution = current().kernels
+        if execution == "reference":
+            return None
+        try:
+            return self._built[execution, dtype]
+        except KeyError:
+            run = self._built[execution, dtype] = self._find(execution, np.dtype(dtype))
+            return run
+
+    def _find(self, execution, dtype):
+        if dtype not in REAL:
+            return None
+        library = _library(self.file, REAL[dtype], execution)
+        return None if library is None else library.function(self)
+
+
+_libraries = {}
+
+
+def _library(file, real, execution):
+    """The built file, from memory, from the cache, or from the compiler; None if it cannot be."""
+    if (file, real, execution) not in _libraries:
+        try:
+            library = _open(file, real, execution)
+        except (BuildError, OSError) as error:
+            library = None
+            tell(f"minipar: kernels run as NumPy reference: {error}")
+        _libraries[file, real, execution] = library
+    return _libraries[file, real, execution]
+
+
+def _open(file, real, execution):
+    source = kernels_folder() / file
+    named = executions(source.read_text(encoding="utf-8"))
+    if execution not in named:
+        raise BuildError(f"{file} has no {execution} execution, only {', '.join(named)}")
+    if execution == "emulated":
+        from .emulated import Library
+    else:
+        from .compiled import Library
+    return Library(source, real)

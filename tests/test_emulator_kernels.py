@@ -1,0 +1,143 @@
+"""The kernels of kernels/ emulated, with real block sizes, and compiled for GPUs."""
+
+import importlib
+import pkgutil
+import sys
+
+import numpy as np
+import pytest
+from kernel_cases import CASES, Out
+
+import minipar.ops
+import minipar.optim
+from minipar import launch
+from minipar.context import current, set_kernels
+from minipar.launch import BuildError, Kernel, executions, kernels_folder, signatures
+from minipar.launch.gpu import ARCHITECTURES, cubin
+
+needs_compiler = pytest.mark.skipif(
+    launch.compiler() is None or sys.platform != "linux",
+    reason="kernels are emulated with a C++ compiler, on Linux")
+
+
+def kernels():
+    """{name: Kernel} of all kernels that operations and optimizers hold."""
+    found = {}
+    for package in (minipar.ops, minipar.optim):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+            for value in vars(importlib.import_module(module.name)).values():
+                held = value.values() if isinstance(value, dict) else (value,)
+                found.update({k.name: k for k in held if isinstance(k, Kernel)})
+    return found
+
+
+KERNELS = kernels()
+
+
+@pytest.fixture
+def emulated():
+    before = current().kernels
+    set_kernels("emulated")
+    yield
+    set_kernels(before)
+
+
+def test_the_table_of_cases_names_kernels_that_there_are():
+    assert set(CASES) <= set(KERNELS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", KERNELS)
+def test_an_emulated_kernel_has_no_error_and_agrees_with_float64(name, dtype, emulated):
+    if name not in CASES:
+        pytest.skip("has no case in kernel_cases.py")
+    run = KERNELS[name].build(dtype)
+    if run is None:
+        pytest.skip(f"{KERNELS[name].file} has no emulated execution")
+    for rows, n in [(r, n) for r in (0, 1, 5) for n in (1, 31, 33, 1023)] + [(9, 40)]:
+        arguments, outs = [], []
+        for value in CASES[name](np.random.default_rng(n), rows, n):
+            if isinstance(value, Out):
+                kind = dtype if value.expected.dtype.kind == "f" else value.expected.dtype
+                arguments.append(np.full(value.expected.shape, 7, kind))
+                outs.append((arguments[-1], value.expected))
+            else:
+                floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+                arguments.append(value.astype(dtype) if floats else value)
+        run(*arguments)
+        tolerance = 3e-6 if dtype == np.float32 else 1e-13
+        for ours, expected in outs:
+            assert np.abs(ours - expected).max(initial=0) <= tolerance * max(
+                1, np.abs(expected).max(initial=0)), (rows, n)
+
+
+@needs_compiler
+def test_an_operation_runs_emulated(emulated, monkeypatch):
+    from minipar.launch.emulated import Library
+    launches = []
+    launch_ = Library.launch
+    monkeypatch.setattr(Library, "launch",
+                        lambda self, *a: launches.append(a[0]) or launch_(self, *a))
+    x = minipar.tensor([[0.0, 1.0, 2.0]] * 9, requires_grad=True)
+    y = minipar.softmax(x, 1)
+    (y * y).sum().backward()
+    e = np.exp([0.0, 1.0, 2.0])
+    assert launches == ["softmax_forward", "softmax_backward"]
+    assert np.allclose(y.array, e / e.sum()) and np.allclose(x.grad.array.sum(1), 0, atol=1e-7)
+
+
+@needs_compiler
+def test_emulated_kernels_refuse_what_compiled_ones_refuse(emulated):
+    run = KERNELS["softmax_forward"].build(np.dtype(np.float32))
+    x, y = np.zeros((4, 6), np.float32), np.empty((4, 6), np.float32)
+    with pytest.raises(TypeError, match="softmax_forward: x is of float64, not float32"):
+        run(x.astype(np.float64), y, 4, 6)
+    with pytest.raises(TypeError, match="x is of >f4, not float32"):
+        run(x.astype(">f4"), y, 4, 6)
+    with pytest.raises(ValueError, match=r"x of shape \(6, 4\) is not contiguous"):
+        run(x.T, y, 4, 6)
+    y.flags.writeable = False
+    with pytest.raises(ValueError, match=r"y of shape \(4, 6\) is read-only"):
+        run(x, y, 4, 6)
+    run(y, x, 4, 6)  # reading is no writing
+
+
+@needs_compiler
+def test_an_array_may_be_input_and_output_at_once(emulated):
+    x = np.array([[1, 2, 3], [3, 2, 1]], np.float32)
+    e = np.exp(x.astype(np.float64))
+    KERNELS["softmax_forward"].build(x.dtype)(x, x, 2, 3)
+    assert np.abs(x - e / e.sum(1, keepdims=True)).max() < 1e-6
+
+
+def test_a_file_says_which_executions_it_has():
+    assert executions("__global__ void k() {}") == ("gpu", "compiled", "emulated")
+    assert executions("// A kernel\n// executions: gpu, compiled\n") == ("gpu", "compiled")
+    with pytest.raises(BuildError, match="executions are gpu, compiled, emulated, not cpu"):
+        executions("// executions: cpu\n")
+
+
+def test_a_kernel_without_the_execution_asked_for_leaves_it_to_numpy(
+        emulated, monkeypatch, tmp_path, capsys):
+    (tmp_path / "twice.cu").write_text("// executions: gpu, compiled\n"
+                                       "__global__ void twice(real *x) {}")
+    monkeypatch.setattr(launch, "kernels_folder", lambda: tmp_path)
+    for _ in range(2):
+        assert Kernel("twice.cu", "twice").build(np.dtype(np.float32)) is None
+    assert capsys.readouterr().err == ("minipar: kernels run as NumPy reference: twice.cu has no "
+                                       "emulated execution, only gpu, compiled\n")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("file", sorted(p.name for p in kernels_folder().glob("*.cu")))
+def test_a_kernel_compiles_for_a_gpu(file, arch):
+    source = kernels_folder() / file
+    try:
+        code = cubin(source, arch)
+    except BuildError as error:
+        if "there is no CUDA compiler" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert code.startswith(b"\x7fELF")
+    assert all(name.encode() in code for name in signatures(source.read_text(encoding="utf-8")))
