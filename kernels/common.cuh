@@ -252,6 +252,30 @@ static INLINE N block_reduce(int64 n, N start, F value, Join join) {
     return join(lane[0], lane[1]);
 }
 
+// Two sums over a row in one pass: value(i, a, b) adds to a and b what element i gives.
+struct Sums { acc a, b; };
+template <class F> static INLINE Sums block_sums(int64 n, F value) {
+    acc a[16] = {}, b[16] = {};
+    int64 i = 0;
+    for (; i + 16 <= n; i += 16) {
+        VECTOR
+        for (int j = 0; j < 16; j++) value(i + j, a[j], b[j]);
+    }
+    if (int left = int(n - i)) {
+        VECTOR
+        for (int j = 0; j < 16; j++) {
+            acc c = a[j], d = b[j];
+            if (j < left) value(i + j, c, d);
+            a[j] = c, b[j] = d;
+        }
+    }
+    VECTOR
+    for (int j = 0; j < 8; j++) a[j] += a[j + 8], b[j] += b[j + 8];
+    VECTOR
+    for (int j = 0; j < 4; j++) a[j] += a[j + 4], b[j] += b[j + 4];
+    return {(a[0] + a[2]) + (a[1] + a[3]), (b[0] + b[2]) + (b[1] + b[3])};
+}
+
 #else
 
 // Threads of a warp exchange registers; then warps exchange through shared memory.
@@ -270,6 +294,16 @@ static __device__ __forceinline__ N block_reduce(int64 n, N start, F value, Join
     for (int offset = 16; offset; offset /= 2)
         total = join(total, __shfl_xor_sync(0xffffffffu, total, offset));
     return total;
+}
+
+// Two sums over a row in one pass: value(i, a, b) adds to a and b what element i gives.
+struct Sums { acc a, b; };
+template <class F> static __device__ __forceinline__ Sums block_sums(int64 n, F value) {
+    acc a = 0, b = 0;
+    for (int64 i = threadIdx.x; i < n; i += blockDim.x) value(i, a, b);
+    int64 threads = blockDim.x;
+    return {block_reduce(threads, acc(0), [&](int64) { return a; }, Add()),
+            block_reduce(threads, acc(0), [&](int64) { return b; }, Add())};
 }
 
 #endif
