@@ -12,16 +12,30 @@
 
 constexpr int TILE = PER_THREAD(32, 1);  // columns that one thread takes together
 
-// f(j) for 0 <= j < width, width <= TILE
-template <class F> static __device__ __forceinline__ void tile_each(int64 width, F f) {
-    if (width == TILE) {
+// f(j) for the columns of a tile: all TILE, or fewer.
+struct WholeTile {
+    template <class F> __device__ __forceinline__ void operator()(F f) const {
         VECTOR
         for (int j = 0; j < TILE; j++) f(j);
-    } else {
+    }
+};
+struct PartTile {
+    int width;
+    template <class F> __device__ __forceinline__ void operator()(F f) const {
         VECTOR
         for (int j = 0; j < TILE; j++)
             if (j < width) f(j);
     }
+};
+
+// f(start, each) for tiles of columns from `start` on, by `threads` of which this one is `thread`.
+template <class F>
+static __device__ __forceinline__ void tiles(int64 columns, int64 thread, int64 threads, F f) {
+    for (int64 start = thread * TILE; start < columns; start += threads * TILE)
+        if (columns - start >= TILE)
+            f(start, WholeTile());
+        else
+            f(start, PartTile{int(columns - start)});
 }
 
 // The mean of each matrix, and the sum of squares of the distances to it.
@@ -45,23 +59,22 @@ __global__ void column_moments(const real *x, acc *mean, acc *squares, int64 mat
                                int64 length, int64 columns, int64 total) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 rows = total - m * length < length ? total - m * length : length;
-        for (int64 start = threadIdx.x * TILE; start < columns; start += blockDim.x * TILE) {
+        tiles(columns, threadIdx.x, blockDim.x, [&](int64 start, auto each) {
             const real *a = x + m * length * columns + start;
-            int64 width = columns - start < TILE ? columns - start : TILE;
             acc middle[TILE] = {}, sum[TILE] = {};
             for (int64 row = 0; row < rows; row++)
-                tile_each(width, [&](int j) { middle[j] += acc(a[row * columns + j]); });
-            tile_each(width, [&](int j) { middle[j] /= acc(rows); });
+                each([&](int j) { middle[j] += acc(a[row * columns + j]); });
+            each([&](int j) { middle[j] /= acc(rows); });
             for (int64 row = 0; row < rows; row++)
-                tile_each(width, [&](int j) {
+                each([&](int j) {
                     acc d = acc(a[row * columns + j]) - middle[j];
                     sum[j] = fma_(d, d, sum[j]);
                 });
-            tile_each(width, [&](int j) {
+            each([&](int j) {
                 mean[m * columns + start + j] = middle[j];
                 squares[m * columns + start + j] = sum[j];
             });
-        }
+        });
     }
 }
 
@@ -73,29 +86,27 @@ __global__ void join_moments(const acc *mean, const acc *squares, double *joined
                              double *variance, int64 parts, int64 columns, int64 length,
                              int64 total) {
     int64 thread = blockIdx.x * int64(blockDim.x) + threadIdx.x;
-    int64 step = gridDim.x * int64(blockDim.x) * TILE;
-    for (int64 start = thread * TILE; start < columns; start += step) {
-        int64 width = columns - start < TILE ? columns - start : TILE;
+    tiles(columns, thread, gridDim.x * int64(blockDim.x), [&](int64 start, auto each) {
         double middle[TILE] = {}, sum[TILE] = {};
         for (int64 part = 0; part < parts; part++) {
             double n = double(part < parts - 1 ? length : total - part * length);
             const acc *own = mean + part * columns + start;
-            tile_each(width, [&](int j) { middle[j] += n * double(own[j]); });
+            each([&](int j) { middle[j] += n * double(own[j]); });
         }
-        tile_each(width, [&](int j) { middle[j] /= double(total); });
+        each([&](int j) { middle[j] /= double(total); });
         for (int64 part = 0; part < parts; part++) {
             double n = double(part < parts - 1 ? length : total - part * length);
             const acc *own = mean + part * columns + start, *about = squares + part * columns + start;
-            tile_each(width, [&](int j) {
+            each([&](int j) {
                 double d = double(own[j]) - middle[j];
                 sum[j] += double(about[j]) + n * d * d;
             });
         }
-        tile_each(width, [&](int j) {
+        each([&](int j) {
             joined[start + j] = middle[j];
             variance[start + j] = sum[j] / double(total);
         });
-    }
+    });
 }
 
 // y = (x - mean) slope + offset. Matrix m takes mean[m % period], and so on.
@@ -148,38 +159,35 @@ __global__ void column_products(const real *g, const real *x, const acc *mean, a
                                 int64 total, int64 period) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 end = total < (m + 1) * length ? total : (m + 1) * length;
-        for (int64 start = threadIdx.x * TILE; start < columns; start += blockDim.x * TILE) {
+        tiles(columns, threadIdx.x, blockDim.x, [&](int64 start, auto each) {
             const acc *middle = mean + m % period * columns + start;
-            int64 width = columns - start < TILE ? columns - start : TILE;
             acc sum[TILE] = {}, product[TILE] = {};
             for (int64 row = m * length; row < end; row++) {
                 const real *slope = g + row * columns + start, *a = x + row * columns + start;
-                tile_each(width, [&](int j) {
+                each([&](int j) {
                     sum[j] += acc(slope[j]);
                     product[j] = fma_(acc(slope[j]), acc(a[j]) - middle[j], product[j]);
                 });
             }
-            tile_each(width, [&](int j) {
+            each([&](int j) {
                 sums[m * columns + start + j] = sum[j];
                 products[m * columns + start + j] = product[j];
             });
-        }
+        });
     }
 }
 
 // (parts, columns) -> their sums over the parts, in order.
 __global__ void join_sums(const acc *sums, double *joined, int64 parts, int64 columns) {
     int64 thread = blockIdx.x * int64(blockDim.x) + threadIdx.x;
-    int64 step = gridDim.x * int64(blockDim.x) * TILE;
-    for (int64 start = thread * TILE; start < columns; start += step) {
-        int64 width = columns - start < TILE ? columns - start : TILE;
+    tiles(columns, thread, gridDim.x * int64(blockDim.x), [&](int64 start, auto each) {
         double sum[TILE] = {};
         for (int64 part = 0; part < parts; part++) {
             const acc *own = sums + part * columns + start;
-            tile_each(width, [&](int j) { sum[j] += double(own[j]); });
+            each([&](int j) { sum[j] += double(own[j]); });
         }
-        tile_each(width, [&](int j) { joined[start + j] = sum[j]; });
-    }
+        each([&](int j) { joined[start + j] = sum[j]; });
+    });
 }
 
 // gx = slope g - tilt (x - mean) - level

@@ -231,6 +231,17 @@ static INLINE N block_reduce(int64 n, N start, F value, Join join) {
     N lane[16];
     for (int j = 0; j < 16; j++) lane[j] = start;
     int64 i = 0;
+    if (n >= 128) {  // more of them while many are to come: one addition waits for the one before
+        N more[64];
+        for (int j = 0; j < 64; j++) more[j] = start;
+        for (; i + 64 <= n; i += 64) {
+            VECTOR
+            for (int j = 0; j < 64; j++) more[j] = join(more[j], value(i + j));
+        }
+        VECTOR
+        for (int j = 0; j < 16; j++)
+            lane[j] = join(join(more[j], more[j + 16]), join(more[j + 32], more[j + 48]));
+    }
     for (; i + 16 <= n; i += 16) {
         VECTOR
         for (int j = 0; j < 16; j++) lane[j] = join(lane[j], value(i + j));

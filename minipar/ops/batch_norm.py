@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 
-from ..context import no_grad
 from ..tensor import record
 from .base import quiet
 from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products,
@@ -126,8 +125,8 @@ def _statistics(a, view, channels, n):
 
 
 def _follow(running, value, momentum):
-    with no_grad():
-        running.copy_((1 - momentum) * running.array + momentum * value)
+    running.array[...] = (1 - momentum) * running.array + momentum * value
+    running.storage.version += 1  # as every write in place
 
 
 def _channel_sums(g, x, view, mean):
