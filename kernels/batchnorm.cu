@@ -8,35 +8,7 @@
 // column a block runs down it (`run_...`), with more its threads take columns (`column_...`).
 //
 // Bytes: the forward reads x twice and writes y, the backward reads x and g twice and writes gx.
-#include "common.cuh"
-
-constexpr int TILE = PER_THREAD(32, 1);  // columns that one thread takes together
-
-// f(j) for the columns of a tile: all TILE, or fewer.
-struct WholeTile {
-    template <class F> __device__ __forceinline__ void operator()(F f) const {
-        VECTOR
-        for (int j = 0; j < TILE; j++) f(j);
-    }
-};
-struct PartTile {
-    int width;
-    template <class F> __device__ __forceinline__ void operator()(F f) const {
-        VECTOR
-        for (int j = 0; j < TILE; j++)
-            if (j < width) f(j);
-    }
-};
-
-// f(start, each) for tiles of columns from `start` on, by `threads` of which this one is `thread`.
-template <class F>
-static __device__ __forceinline__ void tiles(int64 columns, int64 thread, int64 threads, F f) {
-    for (int64 start = thread * TILE; start < columns; start += threads * TILE)
-        if (columns - start >= TILE)
-            f(start, WholeTile());
-        else
-            f(start, PartTile{int(columns - start)});
-}
+#include "lanes.cuh"
 
 // The mean of each matrix, and the sum of squares of the distances to it.
 __global__ void run_moments(const real *x, acc *mean, acc *squares, int64 matrices, int64 length) {
@@ -59,9 +31,9 @@ __global__ void column_moments(const real *x, acc *mean, acc *squares, int64 mat
                                int64 length, int64 columns, int64 total) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 rows = total - m * length < length ? total - m * length : length;
-        tiles(columns, threadIdx.x, blockDim.x, [&](int64 start, auto each) {
+        block_lanes(columns, [&](int64 start, auto each) {
             const real *a = x + m * length * columns + start;
-            acc middle[TILE] = {}, sum[TILE] = {};
+            acc middle[LANES] = {}, sum[LANES] = {};
             for (int64 row = 0; row < rows; row++)
                 each([&](int j) { middle[j] += acc(a[row * columns + j]); });
             each([&](int j) { middle[j] /= acc(rows); });
@@ -85,9 +57,8 @@ __global__ void column_moments(const real *x, acc *mean, acc *squares, int64 mat
 __global__ void join_moments(const acc *mean, const acc *squares, double *joined,
                              double *variance, int64 parts, int64 columns, int64 length,
                              int64 total) {
-    int64 thread = blockIdx.x * int64(blockDim.x) + threadIdx.x;
-    tiles(columns, thread, gridDim.x * int64(blockDim.x), [&](int64 start, auto each) {
-        double middle[TILE] = {}, sum[TILE] = {};
+    all_lanes(columns, [&](int64 start, auto each) {
+        double middle[LANES] = {}, sum[LANES] = {};
         for (int64 part = 0; part < parts; part++) {
             double n = double(part < parts - 1 ? length : total - part * length);
             const acc *own = mean + part * columns + start;
@@ -96,7 +67,8 @@ __global__ void join_moments(const acc *mean, const acc *squares, double *joined
         each([&](int j) { middle[j] /= double(total); });
         for (int64 part = 0; part < parts; part++) {
             double n = double(part < parts - 1 ? length : total - part * length);
-            const acc *own = mean + part * columns + start, *about = squares + part * columns + start;
+            const acc *own = mean + part * columns + start;
+            const acc *about = squares + part * columns + start;
             each([&](int j) {
                 double d = double(own[j]) - middle[j];
                 sum[j] += double(about[j]) + n * d * d;
@@ -159,9 +131,9 @@ __global__ void column_products(const real *g, const real *x, const acc *mean, a
                                 int64 total, int64 period) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 end = total < (m + 1) * length ? total : (m + 1) * length;
-        tiles(columns, threadIdx.x, blockDim.x, [&](int64 start, auto each) {
+        block_lanes(columns, [&](int64 start, auto each) {
             const acc *middle = mean + m % period * columns + start;
-            acc sum[TILE] = {}, product[TILE] = {};
+            acc sum[LANES] = {}, product[LANES] = {};
             for (int64 row = m * length; row < end; row++) {
                 const real *slope = g + row * columns + start, *a = x + row * columns + start;
                 each([&](int j) {
@@ -179,9 +151,8 @@ __global__ void column_products(const real *g, const real *x, const acc *mean, a
 
 // (parts, columns) -> their sums over the parts, in order.
 __global__ void join_sums(const acc *sums, double *joined, int64 parts, int64 columns) {
-    int64 thread = blockIdx.x * int64(blockDim.x) + threadIdx.x;
-    tiles(columns, thread, gridDim.x * int64(blockDim.x), [&](int64 start, auto each) {
-        double sum[TILE] = {};
+    all_lanes(columns, [&](int64 start, auto each) {
+        double sum[LANES] = {};
         for (int64 part = 0; part < parts; part++) {
             const acc *own = sums + part * columns + start;
             each([&](int j) { sum[j] += double(own[j]); });

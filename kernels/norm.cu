@@ -4,10 +4,9 @@
 // Bytes: forward reads x and writes y (2 n a row), backward reads x and g and writes gx (3 n): a
 // few operations a byte, so memory-bound. Of a row only its mean and 1 / deviation are kept; the
 // backward makes the normalised row again, which is cheaper than reading it.
-#include "common.cuh"
+#include "lanes.cuh"
 
 constexpr int ROWS = 32;  // whose gradients of weight and bias one block adds up
-constexpr int TILE = PER_THREAD(64, 1);  // columns that one thread adds up
 
 // y = (x - mean) scale w + b with scale = 1 / sqrt(variance + eps). The second and the third pass
 // over a row find it cached.
@@ -104,19 +103,10 @@ __global__ void rms_norm_backward(const real *x, const real *g, const real *w, c
 // The sums over columns: partial (parts, n) -> total (n). Always in the order of the parts: the
 // result does not depend on who was first.
 __global__ void add_parts(const acc *partial, acc *total, int64 parts, int64 n) {
-    int64 thread = blockIdx.x * int64(blockDim.x) + threadIdx.x;
-    int64 threads = gridDim.x * int64(blockDim.x);
-    for (int64 start = thread * TILE; start < n; start += threads * TILE) {
-        acc sum[TILE] = {};
-        int64 width = n - start < TILE ? n - start : TILE;
-        if (width == TILE)
-            for (int64 part = 0; part < parts; part++) {
-                VECTOR
-                for (int j = 0; j < TILE; j++) sum[j] += partial[part * n + start + j];
-            }
-        else
-            for (int64 part = 0; part < parts; part++)
-                for (int j = 0; j < width; j++) sum[j] += partial[part * n + start + j];
-        for (int j = 0; j < width; j++) total[start + j] = sum[j];
-    }
+    all_lanes(n, [&](int64 start, auto each) {
+        acc sum[LANES] = {};
+        for (int64 part = 0; part < parts; part++)
+            each([&](int j) { sum[j] += partial[part * n + start + j]; });
+        each([&](int j) { total[start + j] = sum[j]; });
+    });
 }
