@@ -88,7 +88,7 @@ def _by_tap(x, size, kernel, stride, padding):
         np.maximum(out[to], x[source], out=out[to])
     disjoint = sh >= kh and sw >= kw
     # Every element of the input is under exactly one tap:
-    tiles = disjoint and not ph and not pw and (ho * kh, wo * kw) == (h, w)
+    tiles = (sh, sw) == (kh, kw) and not ph and not pw and (ho * kh, wo * kw) == (h, w)
 
     def backward(g):
         gx = np.empty_like(x) if tiles else np.zeros_like(x)
