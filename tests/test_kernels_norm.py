@@ -129,9 +129,10 @@ def laid_out(a, order):
     return np.ascontiguousarray(a.transpose(order)).transpose(np.argsort(order))
 
 
-LAYOUTS = [((5, 6, 3, 7), (0, 1, 2, 3)), ((33, 6, 3, 7), (2, 1, 3, 0)), ((1, 6, 3, 7), (2, 1, 3, 0)),
-           ((5, 6, 3, 7), (0, 2, 3, 1)), ((70, 6), (0, 1)), ((70, 6), (1, 0)), ((3, 6, 5), (0, 1, 2)),
-           ((2, 6, 1, 1), (0, 1, 2, 3)), ((2, 6, 41, 40), (2, 1, 3, 0))]
+CONVOLVED = (2, 1, 3, 0)
+LAYOUTS = [((5, 6, 3, 7), (0, 1, 2, 3)), ((33, 6, 3, 7), CONVOLVED), ((1, 6, 3, 7), CONVOLVED),
+           ((2, 6, 41, 40), CONVOLVED), ((5, 6, 3, 7), (0, 2, 3, 1)), ((70, 6), (0, 1)),
+           ((70, 6), (1, 0)), ((3, 6, 5), (0, 1, 2)), ((2, 6, 1, 1), (0, 1, 2, 3))]
 OPERATIONS = {
     "layer_norm": lambda x, w, b: F.layer_norm(x.transpose(1, -1), 6, w, b),
     "layer_norm without weights": lambda x, w, b: F.layer_norm(x, x.shape[1:]),
