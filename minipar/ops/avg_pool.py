@@ -12,8 +12,8 @@ from .base import quiet
 from .softmax import ones
 from .windows import Images, inside, output_size, pair, single
 
-_KERNELS = [Kernel("pool.cu", name, rows="lines", width="inner")
-            for name in ("average_pool_forward", "average_pool_backward")]
+_KERNELS = {name: Kernel("pool.cu", name, rows="lines", width="inner")
+            for name in ("average_pool_forward", "average_pool_backward")}
 
 
 def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
@@ -106,7 +106,7 @@ def _average(input, sums, divisor, *windows):
     dtype = x.dtype
     if dtype == np.float16:
         x = x.astype(np.float32)
-    kernels = [kernel.build(x.dtype) for kernel in _KERNELS]
+    kernels = [kernel.build(x.dtype) for kernel in _KERNELS.values()]
     images = Images(x, [size for size, _ in sums], *windows) if windows else None
     if windows and windows[0] == x.shape[2:] and windows[2] == (0, 0) and x.flags.c_contiguous:
         out, backward = _of_whole_images(x, divisor)

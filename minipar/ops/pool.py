@@ -10,8 +10,8 @@ from ..tensor import record
 from .elementwise import keep
 from .windows import Images, inside, output_size, pair, single
 
-_KERNELS = [Kernel("pool.cu", name, rows="lines", width="inner")
-            for name in ("max_pool_forward", "max_pool_backward")]
+_KERNELS = {name: Kernel("pool.cu", name, rows="lines", width="inner")
+            for name in ("max_pool_forward", "max_pool_backward")}
 
 
 def max_pool1d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
@@ -49,7 +49,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
     wo = output_size("max_pool2d", w, kw, sw, pw, pw, ceil_mode)
     windows = (ho, wo), kernel, (sh, sw), (ph, pw)
     images = Images(x, *windows)
-    forward, gather = (kernel.build(x.dtype) for kernel in _KERNELS)
+    forward, gather = (kernel.build(x.dtype) for kernel in _KERNELS.values())
     if not (forward and images.fit):
         out, backward = _by_tap(x, *windows)
         return record(out, (input,), backward, (input,), saves_output=True)
