@@ -4,6 +4,7 @@ A case is a function that returns (ours, theirs, (our results, their results)): 
 be timed, and two that return arrays to be compared.
 """
 
+import kernel_cases_images
 import numpy as np
 import torch
 
@@ -26,7 +27,7 @@ def pair(op, their_op, *arrays, backward=True, fixed=()):
                 a.requires_grad_()
                 b.requires_grad_()
         shape = their_op(*theirs, *fixed).shape
-        g = np.asarray(rng.standard_normal(shape), np.float32)
+        g = rng.standard_normal(shape, np.float32) if shape else np.ones((), np.float32)
         our_g, their_g = minipar.Tensor(g), torch.tensor(g)
         leaves = [(a, b) for a, b in zip(ours, theirs) if b.requires_grad]
 
@@ -126,3 +127,49 @@ for size, shapes in (("85k", layers(168, 3)), ("1M", layers(288, 12)), ("10M", l
     CASES[f"AdamW step {size}"] = step_case("AdamW", shapes)
     CASES[f"AdamW AMSGrad step {size}"] = step_case("AdamW", shapes, amsgrad=True)
     CASES[f"AdamW clipped step {size}"] = step_case("AdamW", shapes, max_norm=1.0)
+
+
+for rows, n in ((256, 63), (64, 10), (1024, 1024), (1024, 50257)):
+    targets = np.random.default_rng(2).integers(0, n, rows)
+    add(f"cross_entropy {rows}x{n}", F.cross_entropy, TF.cross_entropy, normal(rows, n), targets)
+
+for table in (65, 50257):
+    index = np.random.default_rng(3).integers(0, table, 512)
+    add(f"embedding 512 of {table}x128", F.embedding, TF.embedding, index, normal(table, 128))
+
+for rows, n in ((512, 1024), (1024, 1024), (64, 10)):
+    x = normal(rows, n)
+    for form in ("tanh", "none"):
+        add(f"gelu {form} {rows}x{n}", lambda x, f=form: F.gelu(x, approximate=f),
+            lambda x, f=form: TF.gelu(x, approximate=f), x)
+    for name in ("relu", "silu", "sigmoid", "tanh"):
+        add(f"{name} {rows}x{n}", getattr(F, name), getattr(TF, name), x)
+    add(f"bias+gelu tanh {rows}x{n}", lambda x, b: F.gelu(x + b, approximate="tanh"),
+        lambda x, b: TF.gelu(x + b, approximate="tanh"), x, normal(n))
+
+
+def of_dropout(make):
+    """Masks differ between the two, so what is compared is whether the rest is scaled."""
+    def masked():
+        ours, theirs, _ = make()
+
+        def scaled(run):
+            return lambda: [bool(np.isin(run().detach().numpy(), (0, 2)).all())]
+        return ours, theirs, (scaled(ours), scaled(theirs))
+    return masked
+
+
+for shape in ((1024, 1024), (64, 1000), (64, 10)):
+    name = f"dropout {shape[0]}x{shape[1]}"
+    add(name, F.dropout, TF.dropout, np.ones(shape, np.float32))
+    for key in (f"{name} forward", f"{name} forward+backward"):
+        CASES[key] = of_dropout(CASES[key])
+
+for rows, n in ((1024, 256), (4096, 128), (512, 768), (1024, 1024)):
+    x, w, b = normal(rows, n), normal(n, seed=2), normal(n, seed=3)
+    add(f"layer_norm {rows}x{n}", lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+        lambda x, w, b: TF.layer_norm(x, w.shape, w, b), x, w, b)
+    add(f"rms_norm {rows}x{n}", lambda x, w: F.rms_norm(x, w.shape, w),
+        lambda x, w: TF.rms_norm(x, w.shape, w), x, w)
+
+CASES |= kernel_cases_images.CASES

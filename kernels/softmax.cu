@@ -5,19 +5,29 @@
 // Subtracting the row's own maximum keeps e^x in range (and only the row's own does).
 #include "common.cuh"
 
+// Rows that a block takes through each step together. On a CPU the steps of one row wait for each
+// other, those of several overlap; a GPU overlaps blocks.
+constexpr int TOGETHER = PER_THREAD(8, 1);
+
 // y = e^(x - max) / sum. Three passes over a row, of which the second and third find it cached.
 __global__ void softmax_forward(const real *x, real *y, int64 rows, int64 n) {
-    for (int64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const real *a = x + row * n;
-        real *out = y + row * n;
-        acc top = block_max(n, [&](int64 i) { return acc(a[i]); });
-        acc sum = block_sum(n, [&](int64 i) {
-            acc e = exp_(acc(a[i]) - top);
-            out[i] = real(e);
-            return e;
-        });
-        acc scale = acc(1) / sum;
-        for (int64 i = threadIdx.x; i < n; i += blockDim.x) out[i] = real(acc(out[i]) * scale);
+    for (int64 first = blockIdx.x * TOGETHER; first < rows; first += gridDim.x * TOGETHER) {
+        int count = rows - first < TOGETHER ? int(rows - first) : TOGETHER;
+        const real *a = x + first * n;
+        real *out = y + first * n;
+        acc scale[TOGETHER];
+        for (int r = 0; r < count; r++) {
+            acc top = block_max(n, [&](int64 i) { return acc(a[r * n + i]); });
+            scale[r] = block_sum(n, [&](int64 i) {
+                acc e = exp_below0(acc(a[r * n + i]) - top);
+                out[r * n + i] = real(e);
+                return e;
+            });
+        }
+        for (int r = 0; r < count; r++) {
+            acc s = acc(1) / scale[r];
+            block_each(n, [&](int64 i) { out[r * n + i] = real(acc(out[r * n + i]) * s); });
+        }
     }
 }
 
@@ -27,19 +37,28 @@ __global__ void softmax_backward(const real *y, const real *g, real *gx, int64 r
         const real *p = y + row * n, *slope = g + row * n;
         real *out = gx + row * n;
         acc dot = block_sum(n, [&](int64 i) { return acc(p[i]) * acc(slope[i]); });
-        for (int64 i = threadIdx.x; i < n; i += blockDim.x)
-            out[i] = real(acc(p[i]) * (acc(slope[i]) - dot));
+        block_each(n, [&](int64 i) { out[i] = real(acc(p[i]) * (acc(slope[i]) - dot)); });
     }
 }
 
 // y = x - max - log(sum of e^(x - max))
 __global__ void log_softmax_forward(const real *x, real *y, int64 rows, int64 n) {
-    for (int64 row = blockIdx.x; row < rows; row += gridDim.x) {
-        const real *a = x + row * n;
-        real *out = y + row * n;
-        acc top = block_max(n, [&](int64 i) { return acc(a[i]); });
-        acc shift = top + log_(block_sum(n, [&](int64 i) { return exp_(acc(a[i]) - top); }));
-        for (int64 i = threadIdx.x; i < n; i += blockDim.x) out[i] = real(acc(a[i]) - shift);
+    for (int64 first = blockIdx.x * TOGETHER; first < rows; first += gridDim.x * TOGETHER) {
+        int count = rows - first < TOGETHER ? int(rows - first) : TOGETHER;
+        const real *a = x + first * n;
+        real *out = y + first * n;
+        acc top[TOGETHER] = {}, sum[TOGETHER] = {};
+        for (int r = 0; r < count; r++) {
+            acc t = block_max(n, [&](int64 i) { return acc(a[r * n + i]); });
+            sum[r] = block_sum(n, [&](int64 i) { return exp_below0(acc(a[r * n + i]) - t); });
+            top[r] = t;
+        }
+        VECTOR
+        for (int r = 0; r < TOGETHER; r++) top[r] += log_(sum[r]);
+        for (int r = 0; r < count; r++) {
+            acc shift = top[r];
+            block_each(n, [&](int64 i) { out[r * n + i] = real(acc(a[r * n + i]) - shift); });
+        }
     }
 }
 
@@ -49,7 +68,6 @@ __global__ void log_softmax_backward(const real *y, const real *g, real *gx, int
         const real *p = y + row * n, *slope = g + row * n;
         real *out = gx + row * n;
         acc sum = block_sum(n, [&](int64 i) { return acc(slope[i]); });
-        for (int64 i = threadIdx.x; i < n; i += blockDim.x)
-            out[i] = real(acc(slope[i]) - exp_(acc(p[i])) * sum);
+        block_each(n, [&](int64 i) { out[i] = real(acc(slope[i]) - exp_below0(acc(p[i])) * sum); });
     }
 }

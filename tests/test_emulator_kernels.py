@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 from kernel_cases import CASES, Out
+from kernel_cases_images import CASES as MORE_CASES
+from kernel_cases_images import Whole
 
 import minipar.ops
 import minipar.optim
@@ -32,6 +34,7 @@ def kernels():
 
 
 KERNELS = kernels()
+CASES = CASES | MORE_CASES
 
 
 @pytest.fixture
@@ -59,7 +62,8 @@ def test_an_emulated_kernel_has_no_error_and_agrees_with_float64(name, dtype, em
         arguments, outs = [], []
         for value in CASES[name](np.random.default_rng(n), rows, n):
             if isinstance(value, Out):
-                kind = dtype if value.expected.dtype.kind == "f" else value.expected.dtype
+                double = value.expected.dtype.kind != "f" or isinstance(value, Whole)
+                kind = value.expected.dtype if double else dtype
                 arguments.append(np.full(value.expected.shape, 7, kind))
                 outs.append((arguments[-1], value.expected))
             else:

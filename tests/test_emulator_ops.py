@@ -24,6 +24,12 @@ def targets(x):
     return mp.tensor(np.arange(x.shape[0]) % x.shape[1])
 
 
+def _images(x):
+    """x (rows, n) -> (8, 2, rows, n), laid out as what comes from a convolution."""
+    copies = mp.tensor(np.linspace(1, 2, 16).reshape(1, 2, 1, 8))
+    return (mp.reshape(x, (x.shape[0], 1, x.shape[1], 1)) * copies).permute(3, 1, 0, 2)
+
+
 # (operation on x (rows, n) -> tensor), applied to several shapes.
 OPERATIONS = {
     "softmax": lambda x: F.softmax(x, 1),
@@ -37,6 +43,10 @@ OPERATIONS = {
     "rms_norm": lambda x: F.rms_norm(x, (x.shape[1],)),
     "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
     "group_norm": lambda x: F.group_norm(mp.reshape(x, (*x.shape, 1)), 1),
+    "max_pool2d": lambda x: F.max_pool2d(_images(x), 3, 2, 1),
+    "avg_pool2d": lambda x: F.avg_pool2d(_images(x), 2, 1, 1),
+    "depthwise convolution": lambda x: F.conv2d(
+        _images(x), mp.tensor(np.arange(18.0).reshape(2, 1, 3, 3)), padding=1, groups=2),
     "embedding": lambda x: F.embedding(mp.tensor([[0, 0], [x.shape[0] - 1, 0]]), x),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
     "attention, causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),

@@ -18,6 +18,7 @@
 #undef HUGE
 #define HUGE __builtin_inff()
 #define VECTOR
+#define UNROLL
 #define __global__ __attribute__((noinline))
 #define __device__
 #define __host__

@@ -8,6 +8,7 @@
 #define __forceinline__ INLINE
 #define __launch_bounds__(...)
 #define VECTOR _Pragma("omp simd simdlen(16)")  // the loop after it: 16 steps side by side
+#define UNROLL _Pragma("GCC unroll 16")  // the loop after it: written out, up to 16 steps
 #define HUGE __builtin_inff()
 #undef __shared__
 #define __shared__ static thread_local

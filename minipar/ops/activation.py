@@ -5,10 +5,16 @@ import math
 import numpy as np
 
 from ..context import current
+from ..launch import Kernel
+from ..sinks import Deferred
 from ..tensor import record
-from .base import floating, method, quiet
+from .base import by_kernel, floating, for_kernel, gradient_by_kernel, method, quiet
 from .elementwise import keep
 from .erf import erf
+
+_KERNELS = {name: Kernel("activation.cu", name, elements="n") for name in (
+    "relu_forward", "relu_backward", "sigmoid_forward", "sigmoid_backward", "silu", "silu_slope",
+    "gelu_tanh", "gelu_tanh_slope", "gelu_none", "gelu_none_slope")}
 
 
 @method()
@@ -19,8 +25,14 @@ def relu(x):
     """
     if x.array.dtype.kind == "b":
         raise TypeError(f"relu: a number type is needed, not {x.dtype}")
-    out = np.maximum(x.array, 0)
-    return record(out, (x,), lambda g: (keep(g, out != 0),), saves_output=True)
+    out = by_kernel(_KERNELS["relu_forward"], x.array)
+    if out is None:
+        out = np.maximum(x.array, 0)
+
+    def backward(g):
+        gx = gradient_by_kernel(_KERNELS["relu_backward"], out, g)
+        return (keep(g, out != 0) if gx is None else gx,)
+    return record(out, (x,), backward, saves_output=True)
 
 
 def _floating_only(name, x):
@@ -50,14 +62,20 @@ def leaky_relu(x, negative_slope=0.01):
 @quiet
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
-    dtype = floating(x.array).dtype
-    wide = np.float32 if dtype == np.float16 else dtype  # exp leaves the range of float16 at 11
-    out = np.asarray(np.negative(x.array, dtype=wide))
-    np.exp(out, out=out)
-    out += 1
-    out = np.divide(1, out, out=out).astype(dtype, copy=False)
+    out = by_kernel(_KERNELS["sigmoid_forward"], x.array)
+    if out is None:
+        dtype = floating(x.array).dtype
+        # exp leaves the range of float16 at 11
+        wide = np.float32 if dtype == np.float16 else dtype
+        out = np.asarray(np.negative(x.array, dtype=wide))
+        np.exp(out, out=out)
+        out += 1
+        out = np.divide(1, out, out=out).astype(dtype, copy=False)
 
     def backward(g):
+        gx = gradient_by_kernel(_KERNELS["sigmoid_backward"], out, g)
+        if gx is not None:
+            return (gx,)
         gx = np.asarray(1 - out)
         gx *= out
         return (np.multiply(gx, g, out=gx),)
@@ -67,18 +85,26 @@ def sigmoid(x):
 _BLOCK = 65536  # elements that are taken through all steps of a formula while in the cache
 
 
-def _value_and_slope(x, steps):
+def _value_and_slope(x, kernel, steps):
     """(f(x), f'(x)) of a floating tensor; the slope is None where nobody will go back.
 
-    steps(x, out, slope) writes both for a block; slope may be None. float16 goes through float32.
+    By the kernel of that name; else by steps(x, out, slope), which writes both for a block; slope
+    may be None. float16 goes through float32.
     The slope is computed here, where x is in the cache, and is all that backward keeps.
     """
     a, dtype = x.array, x.array.dtype
     if dtype == np.float16:
         a = a.astype(np.float32)
+    wanted = x.requires_grad and current().grad_enabled
+    run = _KERNELS[f"{kernel}_slope" if wanted else kernel].build(a.dtype)
+    if run and a.flags.c_contiguous:
+        out, slope = np.empty(a.shape, a.dtype), np.empty(a.shape, a.dtype) if wanted else None
+        run(for_kernel(a), *((out, slope) if wanted else (out,)), a.size)
+        if dtype != a.dtype:
+            out, slope = out.astype(dtype), slope.astype(dtype) if wanted else None
+        return out, slope
     flat = a.reshape(-1)
-    out = np.empty_like(flat)
-    slope = np.empty_like(flat) if x.requires_grad and current().grad_enabled else None
+    out, slope = np.empty_like(flat), np.empty_like(flat) if wanted else None
     for start in range(0, flat.size, _BLOCK):
         part = slice(start, start + _BLOCK)
         steps(flat[part], out[part], None if slope is None else slope[part])
@@ -87,12 +113,17 @@ def _value_and_slope(x, steps):
     return out.astype(dtype, copy=False).reshape(a.shape), slope
 
 
+def _product(g, slope):
+    """g * slope, written where it belongs."""
+    return Deferred(slope, write=lambda out: np.multiply(g, slope, out=out))
+
+
 @quiet
 def silu(x):
     """x sigmoid(x) (Hendrycks & Gimpel 2016; "swish"). Raises TypeError unless x is floating."""
     _floating_only("silu", x)
-    out, slope = _value_and_slope(x, _silu)
-    return record(out, (x,), lambda g: (g * slope,))
+    out, slope = _value_and_slope(x, "silu", _silu)
+    return record(out, (x,), lambda g: (_product(g, slope),))
 
 
 def _silu(x, out, slope):
@@ -119,8 +150,8 @@ def gelu(x, approximate="none"):
     _floating_only("gelu", x)
     steps = _tanh_gelu if approximate == "tanh" else (
         _normal_gelu_64 if x.array.dtype == np.float64 else _normal_gelu)
-    out, slope = _value_and_slope(x, steps)
-    return record(out, (x,), lambda g: (g * slope,))
+    out, slope = _value_and_slope(x, f"gelu_{approximate}", steps)
+    return record(out, (x,), lambda g: (_product(g, slope),))
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -169,7 +200,7 @@ def _normal_gelu_64(x, out, slope):
 
 
 def _tanh_gelu(x, out, slope):
-    """out = x s and slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2,
+    """out = x s and slope = s + 2 x s (1 - s) u', with s = (1 + tanh(u)) / 2 = sigmoid(2 u),
     u = k (x + c x^3) and u' = k (1 + 3 c x^2).
     """
     k, c = _SQRT_2_OVER_PI, 0.044715
@@ -177,12 +208,12 @@ def _tanh_gelu(x, out, slope):
     if slope is not None:
         np.multiply(s, 6 * k * c, out=slope)
         slope += 2 * k
-    s *= k * c
-    s += k
+    s *= -2 * k * c
+    s -= 2 * k
     s *= x
-    np.tanh(s, out=s)
-    s *= 0.5
-    s += 0.5
+    np.exp(s, out=s)
+    s += 1
+    np.divide(1, s, out=s)
     np.multiply(x, s, out=out)
     if slope is not None:
         slope *= out

@@ -1,4 +1,4 @@
-"""Average pooling: sums of windows, first of rows and then of columns, and one division.
+"""Average pooling: sums of windows. Without the kernel: first of rows and then of columns.
 
 Every array keeps the memory order of the input, so that what comes from a convolution goes to
 the next one as it lies.
@@ -6,9 +6,14 @@ the next one as it lies.
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import record
 from .base import quiet
-from .windows import inside, output_size, pair, single
+from .softmax import ones
+from .windows import Images, inside, output_size, pair, single
+
+_KERNELS = {name: Kernel("pool.cu", name, rows="lines", width="inner")
+            for name in ("average_pool_forward", "average_pool_backward")}
 
 
 def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
@@ -52,7 +57,7 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
         else:
             counts.append(np.minimum(start + k, size) - np.maximum(start, 0))
     divisor = np.multiply.outer(*counts) if divisor_override is None else divisor_override
-    return _average(input, sums, divisor)
+    return _average(input, sums, divisor, kernel, stride, padding)
 
 
 def adaptive_avg_pool2d(input, output_size):
@@ -72,6 +77,8 @@ def adaptive_avg_pool2d(input, output_size):
                 [n if o is None else o for n, o in zip(input.shape[2:], both)], 0)
     if not input.shape[2] * input.shape[3]:
         raise ValueError(f"adaptive_avg_pool2d: input {input.shape} has no element to average")
+    if all(n % max(1, out) == 0 for n, out in zip(input.shape[2:], size)) and min(size):
+        return avg_pool2d(input, [n // out for n, out in zip(input.shape[2:], size)])
     sums, counts = [], []
     for n, out in zip(input.shape[2:], size):
         windows = [(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
@@ -88,17 +95,62 @@ def _check(name, input):
 
 
 @quiet
-def _average(input, sums, divisor):
+def _average(input, sums, divisor, *windows):
     """Sums over windows of the last two axes, divided by `divisor` (a number or (Ho, Wo)).
 
     sums: for each axis its new size and its parts (to, source): the elements [to] of the output
     get those [source] of the input added; a number as `to` means that the sources are summed.
+    windows: their size, stride and padding, if they all have the same.
     """
     x = input.array
     dtype = x.dtype
     if dtype == np.float16:
         x = x.astype(np.float32)
-    divisor = np.asarray(divisor, x.dtype)
+    kernels = [kernel.build(x.dtype) for kernel in _KERNELS.values()]
+    images = Images(x, [size for size, _ in sums], *windows) if windows else None
+    if windows and windows[0] == x.shape[2:] and windows[2] == (0, 0) and x.flags.c_contiguous:
+        out, backward = _of_whole_images(x, divisor)
+    elif windows and images.fit and kernels[0]:
+        out, backward = _gathered(x, images, [size for size, _ in sums], divisor, *kernels)
+    else:
+        out, backward = _summed(x, sums, np.asarray(divisor, x.dtype))
+
+    def converted(g):
+        return (backward(g.astype(out.dtype, copy=False)).astype(dtype, copy=False),)
+    converted.__qualname__ = "avg_pool2d"  # what the graph calls the node
+    return record(out.astype(dtype, copy=False), (input,), converted)
+
+
+def _of_whole_images(x, divisor):
+    """(result, backward) for one window an image: sums of rows are products with a vector."""
+    shape, pixels = x.shape, x.shape[2] * x.shape[3]
+    out = x.reshape(*shape[:2], pixels) @ ones(pixels, x.dtype)
+    divisor = np.asarray(divisor, x.dtype).reshape(())
+    out = (out / divisor).reshape(*shape[:2], 1, 1)
+
+    def backward(g):
+        gx = np.empty(shape, g.dtype)
+        gx[...] = g / divisor
+        return gx
+    return out, backward
+
+
+def _gathered(x, images, size, divisor, forward, gather):
+    """(result, backward) by kernels."""
+    share, shape = np.empty(size, x.dtype), x.shape[2:]
+    share[...] = 1 / np.asarray(divisor, np.float64)
+    out = images.empty(size, x.dtype)
+    images.run(forward, images.lay(x), share, out, rows=size[0])
+
+    def backward(g):
+        gx = images.empty(shape, g.dtype)
+        images.run(gather, images.lay(g), share, gx, rows=shape[0])
+        return images.view(gx)
+    return images.view(out), backward
+
+
+def _summed(x, sums, divisor):
+    """(result, backward) in NumPy, first along columns and then along rows."""
     shape, (rows, columns) = x.shape, sums
     out = _sum(_sum(x, -2, *rows), -1, *columns)
     out /= divisor
@@ -106,9 +158,8 @@ def _average(input, sums, divisor):
     def backward(g):
         # Laid out like the output, whoever made it: then the spreading runs along memory.
         scaled = np.divide(g, divisor, out=np.empty_like(out))
-        gx = _spread(_spread(scaled, -1, shape[3], columns[1]), -2, shape[2], rows[1])
-        return (gx.astype(dtype, copy=False),)
-    return record(out.astype(dtype, copy=False), (input,), backward)
+        return _spread(_spread(scaled, -1, shape[3], columns[1]), -2, shape[2], rows[1])
+    return out, backward
 
 
 def _at(axis, index):

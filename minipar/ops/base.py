@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..context import current
+from ..sinks import Deferred
 from ..tensor import Tensor
 
 # A decorator: results are Inf and NaN as in PyTorch, without NumPy's RuntimeWarning. (`backward`
@@ -30,6 +31,48 @@ def method(*names):
             setattr(Tensor, name, function)
         return function
     return attach
+
+
+def for_kernel(a):
+    """`a` as kernels take it, copied if need be: an ndarray in C order, aligned, not 0-d."""
+    a = np.ascontiguousarray(a)
+    return a if a.flags.aligned else a.copy()
+
+
+def by_kernel(kernel, *arrays):
+    """A new array: what an elementwise kernel makes of `arrays`. None where NumPy has to do it:
+    without kernels, or for arrays of several shapes or types, or the first not in C order.
+    """
+    write = _writer(kernel, arrays)
+    if write is None:
+        return None
+    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    write(out)
+    return out
+
+
+def gradient_by_kernel(kernel, *arrays):
+    """The same as a `Deferred`: a leaf's is written where it belongs, with no array between."""
+    write = _writer(kernel, arrays)
+    return write and Deferred(arrays[0], write=write)
+
+
+def _writer(kernel, arrays):
+    a = arrays[0]
+    run = kernel.build(a.dtype)
+    if run is None or not a.flags.c_contiguous:
+        return None
+    for b in arrays:
+        if b.shape != a.shape or b.dtype != a.dtype:
+            return None
+
+    def write(out):
+        if out.flags.c_contiguous and out.flags.aligned:
+            run(*map(for_kernel, arrays), out, a.size)
+        else:  # a sink in memory of another form
+            write(part := np.empty(a.shape, a.dtype))
+            out[...] = part
+    return write
 
 
 def operand(x):

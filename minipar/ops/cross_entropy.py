@@ -6,12 +6,16 @@ written once more. The others are composed of operations.
 
 import numpy as np
 
+from ..context import current
+from ..launch import Kernel
 from ..sinks import Deferred
 from ..tensor import record
-from .base import Like, quiet
+from .base import Like, for_kernel, quiet
 from .shape import reshape
 from .softmax import log_softmax, ones, row_max
 
+_LOSS = Kernel("cross_entropy.cu", "cross_entropy", rows="rows", width="n")
+_GRADIENT = Kernel("cross_entropy.cu", "cross_entropy_gradient", rows="rows", width="n")
 _REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -76,7 +80,18 @@ def _cross_entropy(input, target, ignore_index, reduction):
     rows = np.ascontiguousarray(a).reshape(target.array.size, classes)
     t, kept, count = _check_targets("cross_entropy", target.array.reshape(-1), classes,
                                     ignore_index)
-    if any_rows:
+    gradient = None  # from the kernel: of the losses, divided by the count already
+    wanted = input.requires_grad and current().grad_enabled
+    if any_rows and (run := (_GRADIENT if wanted else _LOSS).build(rows.dtype)):
+        losses = np.empty(len(t), rows.dtype)
+        arrays = for_kernel(rows), for_kernel(t if kept is None else np.where(kept, t, -1)), losses
+        if wanted:
+            gradient = np.empty_like(rows)
+            scale = 1 / count if reduction == "mean" and count else 1
+            run(*arrays, gradient, scale, *rows.shape)
+        else:
+            run(*arrays, *rows.shape)
+    elif any_rows:
         # exp(x - max) is kept without its division by the sum, which backward makes with its own.
         starts = np.arange(0, rows.size, classes)
         at = starts + t  # of each target in the flat array
@@ -97,6 +112,9 @@ def _cross_entropy(input, target, ignore_index, reduction):
         # dx = (softmax(x) - one_hot(target)) * scale of the row
         if not any_rows:
             return (np.zeros(shape, dtype),)
+        if gradient is not None:
+            one = g.ndim == 0 and g == 1
+            return (shaped(gradient if one else gradient * g.reshape(-1, 1)),)
         scale = g.reshape(-1).astype(sums.dtype, copy=False)
         if reduction == "mean":
             scale = scale / count
@@ -104,8 +122,11 @@ def _cross_entropy(input, target, ignore_index, reduction):
             scale = np.where(kept, scale, 0).astype(sums.dtype, copy=False)
         gx = e * (scale / sums)[:, None]
         gx.reshape(-1)[at] -= scale
+        return (shaped(gx),)
+
+    def shaped(gx):
         gx = gx.astype(dtype, copy=False).reshape(class_last)
-        return (np.moveaxis(gx, -1, 1) if gx.ndim > 2 else gx,)
+        return np.moveaxis(gx, -1, 1) if gx.ndim > 2 else gx
     if out.dtype != dtype:
         out = out.astype(dtype)
     return record(out, (input,), backward), count

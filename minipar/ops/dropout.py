@@ -12,7 +12,12 @@ import numpy as np
 
 from .. import random
 from ..context import current
+from ..launch import Kernel
 from ..tensor import record
+from .base import for_kernel, quiet
+
+_MASK = Kernel("dropout.cu", "keep_mask", elements="count")
+_SCALE = Kernel("dropout.cu", "masked_scale", elements="n")
 
 
 def keep_mask(shape, p, name):
@@ -31,10 +36,17 @@ def keep_mask(shape, p, name):
     samples, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
     if threshold == 2**32 or not samples * size:
         return np.zeros(shape, bool)
-    stride = -(-size // random.LANES) * random.LANES
+    blocks = -(-size // random.LANES)  # of the generator, in a sample
+    stride, first = blocks * random.LANES, batch.start * blocks
     key = random.key(context.seed, "dropout", batch.step, name, call)
-    bits = random.bits(key, batch.start * stride, samples * stride).reshape(samples, stride)
-    return (bits[:, :size] >= threshold).reshape(shape)
+    run = _MASK.build(np.dtype(np.float32))
+    if run and first + samples * blocks < 2**64:
+        words = np.empty(samples * blocks, np.uint64)
+        run(words, key % 2**64, key >> 64, first, threshold, words.size)
+        kept = words.view(bool)
+    else:
+        kept = random.bits(key, first * random.LANES, samples * stride) >= threshold
+    return np.ascontiguousarray(kept.reshape(samples, stride)[:, :size]).reshape(shape)
 
 
 def check_probability(name, p):
@@ -42,6 +54,7 @@ def check_probability(name, p):
         raise ValueError(f"{name}: probability {p} is not between 0 and 1")
 
 
+@quiet
 def dropout(input, p=0.5, training=True, *, name=""):
     """input with each element zeroed with probability p, the others scaled by 1 / (1 - p).
 
@@ -58,6 +71,11 @@ def dropout(input, p=0.5, training=True, *, name=""):
     scale = 1 / (1 - p) if p < 1 else 0.0
 
     def scaled(a):
+        run = _SCALE.build(a.dtype)
+        if run and a.shape == mask.shape:
+            out = np.empty(a.shape, a.dtype)
+            run(for_kernel(a), for_kernel(mask.view(np.uint8)), out, scale, a.size)
+            return out
         a = a * mask
         a *= scale
         return a

@@ -2,9 +2,12 @@
 
 import numpy as np
 
+from ..launch import Kernel
 from ..sinks import Deferred
 from ..tensor import record
-from .base import Like
+from .base import Like, for_kernel
+
+_BACKWARD = Kernel("embedding.cu", "embedding_backward", rows="rows", width="width")
 
 
 def padding_row(padding_idx, rows):
@@ -26,27 +29,37 @@ def embedding(input, weight, padding_idx=None):
         raise TypeError(f"embedding: indices are integers, not {input.dtype}")
     if table.ndim != 2:
         raise ValueError(f"embedding: weight {table.shape}: expected (rows, features)")
-    if index.size:
-        for extreme in (index.min(), index.max()):
-            if not 0 <= extreme < len(table):
-                raise IndexError(f"index {extreme} is not in a table of {len(table)} rows")
+    places = index.astype(np.int64, copy=False)
+    # As unsigned numbers negative indices are large: one comparison in the usual case.
+    if index.size and places.view(np.uint64).max() >= len(table):
+        wrong = index.min() if index.min() < 0 else index.max()
+        raise IndexError(f"index {wrong} is not in a table of {len(table)} rows")
     if padding_idx is not None:
         padding_idx = padding_row(padding_idx, len(table))
     like = Like(table.shape, table.dtype)
 
     def backward(g):
         def add(out):
-            flat, rows = index.reshape(-1), g.reshape(index.size, like.shape[1])
+            flat, rows = places.reshape(-1), g.reshape(places.size, like.shape[1])
             if padding_idx is not None:
                 kept = flat != padding_idx
                 flat, rows = flat[kept], rows[kept]
             _scatter_add(out, flat, rows)
         return None, Deferred(like, add=add)
-    return record(table.take(index, axis=0), (input, weight), backward, (input,))
+    return record(table.take(places, axis=0), (input, weight), backward, (input,))
 
 
 def _scatter_add(out, index, g):
-    """out[index[i]] += g[i] for all i, in an order that depends on `index` alone.
+    """out[index[i]] += g[i] for all i, in an order that depends on `index` alone."""
+    run = _BACKWARD.build(out.dtype)
+    if run and out.flags.c_contiguous and out.flags.aligned and g.dtype == out.dtype:
+        run(for_kernel(index), for_kernel(g), out, len(index), *out.shape)
+    else:
+        _add_runs(out, index, g)
+
+
+def _add_runs(out, index, g):
+    """`_scatter_add` in NumPy.
 
     The rows of g are sorted by index; a run of equal indices is summed as a vector-matrix product,
     and runs of one are added together. np.add.at takes 3 to 8 times as long; one product with

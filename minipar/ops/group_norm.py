@@ -1,8 +1,7 @@
 """Group normalisation (Wu & He 2018, "Group normalization").
 
-Arrays are taken as they lie in memory: (A, G, C / G, P, B) with the samples first, if they are
-(A = N, B = 1), or last, as what comes from a convolution has them (A = H, P = W, B = N). A run is
-what one group has at one place of A and B.
+Arrays are taken as they lie in memory if the samples are first there, or last, as in what comes
+from a convolution.
 """
 
 import math
@@ -11,10 +10,8 @@ import numpy as np
 
 from ..tensor import record
 from .base import quiet
-from .batch_norm import in_order, memory_order, run_sums
-from .softmax import ones
-
-_BLOCK = 65536  # elements that are taken through all steps while in the cache
+from .batch_norm import in_order, memory_order
+from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products)
 
 
 @quiet
@@ -32,30 +29,33 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     samples_last = order[-1] == 0
     if not samples_last and order[:2] != [0, 1]:
         order = list(range(x.ndim))
-    blocks, restore = _blocks(x, order, num_groups)
-    mean, scale = _statistics(blocks, samples_last, eps)
-
-    def per_channel(t):
-        return t.array.reshape(*blocks.shape[1:3], 1, 1)
-    out = np.empty_like(blocks)
-    for part in _parts(blocks):
-        np.subtract(blocks[part], mean[part], out=out[part])
-        out[part] *= scale[part]
-        if weight is not None:
-            out[part] *= per_channel(weight)
-        if bias is not None:
-            out[part] += per_channel(bias)
+    a = in_order(x, order)
+    place = _Place(a, order, num_groups)
+    mean, variance = place.statistics(a)
+    scale = (1 / np.sqrt(variance + eps)).astype(a.dtype)
+    mean = mean.astype(a.dtype)
+    slope = scale if weight is None else scale * place.channels(weight.array)
+    offset = np.zeros((), a.dtype) if bias is None else place.channels(bias.array)
+    out = normalise(a, place.runs, *map(place.for_runs, (mean, slope, offset)))
+    inverse = sorted(range(x.ndim), key=order.__getitem__)
+    out = out.transpose(inverse).astype(dtype, copy=False)
     need_x, need_w = input.requires_grad, weight is not None and weight.requires_grad
 
     def backward(g):
-        w = 1 if weight is None else per_channel(weight)
-        g, _ = _blocks(g, order, num_groups)
-        gx, gw, gb = _gradients(g, blocks, mean, scale, w, samples_last)
-        return (restore(gx).astype(dtype, copy=False) if need_x else None,
-                gw.astype(dtype, copy=False) if need_w else None,
-                None if bias is None else gb.astype(dtype, copy=False))
+        g, a, gx = in_order(g, order), in_order(x, order), None
+        sums, along = place.sums(products(g, a, place.runs, place.for_runs(mean)))
+        along = along * scale
+        gw, gb = along.sum((0, 3)).reshape(-1), sums.sum((0, 3)).reshape(-1)
+        if need_x:
+            w = 1 if weight is None else place.channels(weight.array)
+            level, tilt = ((s * w).sum(2, keepdims=True) * scale / place.size
+                           for s in (sums, along))
+            numbers = mean, scale * w, tilt * scale, level
+            gx = gradient(g, a, place.runs, *map(place.for_runs, numbers))
+            gx = gx.transpose(inverse).astype(dtype, copy=False)
+        return (gx, gw.astype(dtype) if need_w else None,
+                None if bias is None else gb.astype(dtype))
     saved = [input] + ([weight] if need_x and weight is not None else [])
-    out = restore(out).astype(dtype, copy=False)
     return record(out, (input, weight, bias), backward, saved)
 
 
@@ -78,80 +78,50 @@ def _check(input, num_groups, weight, bias):
         raise TypeError(f"group_norm: one floating type is needed, not {types}")
 
 
-def _blocks(x, order, groups):
-    """(x as (A, G, C / G, P, B), the function that undoes this), with the axes in `order`."""
-    a = in_order(x, order)
-    shape, channel = a.shape, order.index(1)
-    last = len(shape) - (order[-1] == 0)
-    inverse = sorted(range(x.ndim), key=order.__getitem__)
-    blocks = a.reshape(math.prod(shape[:channel]), groups, shape[channel] // groups,
-                       math.prod(shape[channel + 1:last]), math.prod(shape[last:]))
-    return blocks, lambda b: b.reshape(shape).transpose(inverse)
+class _Place:
+    """Where groups and channels are in an array with its axes in memory order.
 
-
-def _parts(blocks):
-    """Slices of A, of about _BLOCK elements each."""
-    step = max(1, _BLOCK // max(1, math.prod(blocks.shape[1:])))
-    return [slice(start, start + step) for start in range(0, len(blocks), step)]
-
-
-def _sums(a):
-    """The sum of each run: (A, G, C / G, P, B) -> (A, G, 1, 1, B)."""
-    length = a.shape[2] * a.shape[3]
-    by_run = ones(length, a.dtype) @ a.reshape(*a.shape[:2], length, a.shape[4])
-    return by_run[:, :, None, None]
-
-
-def _statistics(blocks, over_a, eps):
-    """(mean, 1 / sqrt(variance + eps)) at each place of A and B, (A, G, 1, 1, B).
-
-    over_a: whether a group's elements are all runs along A, or one. The sums of squares are about
-    each run's own mean first, as in `batch_norm.py`.
+    Numbers of each group stand as (S, G, 1, B), of each channel as (S, G, C / G, B), with the
+    samples in S, if they are first in memory, or else in B. `runs`: the matrices of one channel,
+    in one sample (one column) or in one row of all (a column for each).
     """
-    length = blocks.shape[2] * blocks.shape[3]
-    shape = (*blocks.shape[:2], 1, 1, blocks.shape[4])
-    means, squares = np.empty(shape, blocks.dtype), np.empty(shape, blocks.dtype)
-    for part in _parts(blocks):
-        means[part] = _sums(blocks[part]) / length
-        centred = blocks[part] - means[part]
-        squares[part] = _sums(centred * centred)
-    mean, variance = means, squares / length
-    if over_a:
-        count = max(1, len(means))
-        mean = means.sum(0, dtype=np.float64) / count
-        offsets = means - mean
-        variance = (variance + offsets * offsets).sum(0) / count
-    scale = 1 / np.sqrt(variance + eps)
-    return (np.broadcast_to(a.astype(blocks.dtype), shape) for a in (mean, scale))
 
+    def __init__(self, a, order, groups):
+        """order: which axis of the input each axis of the array `a` is."""
+        self.last, self.dtype = order[-1] == 0, a.dtype
+        channel = order.index(1)
+        samples, c = a.shape[order.index(0)], a.shape[channel]
+        self.outer = math.prod(a.shape[:channel])
+        self.inner = math.prod(a.shape[channel + 1:a.ndim - self.last])
+        first, columns = (1, samples) if self.last else (samples, 1)
+        self.shape = first, groups, c // groups, columns
+        self.size = a.size // max(1, samples * groups)  # elements of a group
+        count = self.outer * c
+        self.runs = Matrices(count, self.inner, columns, count * self.inner, first * c)
 
-def _gradients(g, x, mean, scale, w, over_a):
-    """The gradients of x, weight and bias, from g and x (A, G, C / G, P, B):
-    gx = scale (g w - mean(g w) - normal mean(g w normal)), normal = scale (x - mean).
-    """
-    sums, products = np.empty(mean.shape, g.dtype), np.empty(mean.shape, g.dtype)
-    a, groups, c, p, b = g.shape
-    gw, gb = np.zeros(groups * c, g.dtype), np.zeros(groups * c, g.dtype)
+    def statistics(self, a):
+        """Mean and variance of each group."""
+        first, groups, each, columns = self.shape
+        length, count = each * self.inner, self.outer * groups
+        whole = Matrices(count, length, columns, count * length, first * groups)
+        mean, squares = moments(a, whole)
+        if self.last:
+            mean, squares = (m.reshape(self.outer, groups * columns) for m in (mean, squares))
+            mean, variance = join_moments(mean, squares, length, length * self.outer)
+        else:
+            variance = squares / max(1, length)
+        return (m.reshape(first, groups, 1, columns) for m in (mean, variance))
 
-    def by_channel(part):
-        return run_sums(part.reshape(len(part), groups * c, p * b)).sum(0)
-    for part in _parts(g):
-        normal = (x[part] - mean[part]) * scale[part]
-        gb += by_channel(g[part])
-        sums[part] = _sums(g[part] * w)
-        normal *= g[part]
-        gw += by_channel(normal)
-        normal *= w
-        products[part] = _sums(normal)
-    n = c * p
-    if over_a:
-        n *= a
-        sums, products = (np.broadcast_to(t.sum(0), t.shape) for t in (sums, products))
-    gx = np.empty_like(g)
-    for part in _parts(g):
-        np.subtract(x[part], mean[part], out=gx[part])
-        gx[part] *= scale[part] * products[part] / n
-        gx[part] += sums[part] / n
-        np.subtract(g[part] * w, gx[part], out=gx[part])
-        gx[part] *= scale[part]
-    return gx, gw, gb
+    def channels(self, a):
+        """Numbers of each channel (C,) beside those of groups."""
+        return a.reshape(1, *self.shape[1:3], 1)
+
+    def for_runs(self, a):
+        """Numbers of groups or channels, given to every run."""
+        return np.ascontiguousarray(np.broadcast_to(a, self.shape), self.dtype).reshape(-1)
+
+    def sums(self, a):
+        """The sums over each channel of each sample, from those over runs (2, ...), float64."""
+        if self.last:
+            a = np.stack([join_sums(part.reshape(self.outer, -1)) for part in a])
+        return a.reshape(2, *self.shape).astype(np.float64, copy=False)

@@ -8,14 +8,19 @@ deep neural network"): its lowered matrix is kh times as small as that of im2col
 Puri & Simard 2006), and each product finds its operands in the cache.
 
 Groups are the outermost axis of every product: one call of np.matmul multiplies the matrices of
-all groups. (Dilated rows do not lie together; they are copied, as im2col would.)
+all groups. (Dilated rows do not lie together; they are copied, as im2col would.) Groups of one
+channel have no matrices: a kernel goes over the images directly.
 """
 
 from math import gcd
 
 import numpy as np
 
+from ..launch import Kernel
 from .windows import inside
+
+_DEPTHWISE = {name: Kernel("conv.cu", f"depthwise_{name}", rows="lines", width="n")
+              for name in ("forward", "input_gradient", "weight_gradient")}
 
 
 class Geometry:
@@ -32,8 +37,19 @@ class Geometry:
         (self.ho, self.wo), (self.sh, self.sw) = out, stride
         (self.ph, self.pw), (self.dh, self.dw) = pad, dilation
         self.columns = self.wo * self.n
+        # Lanes of the kernel run along the samples.
+        self.depthwise = self.c == self.o == 1 and dilation == (1, 1) and self.n >= 8
         self.spots = [inside(tap * self.dw, self.w, self.wo, self.sw, self.pw)
                       for tap in range(self.kw)]
+
+    def direct(self, name, dtype):
+        """The kernel of a depthwise convolution, as a function of arrays and of how many rows the
+        output has; None if this is none, or there is no kernel.
+        """
+        run = _DEPTHWISE[name].build(dtype) if self.depthwise else None
+        sizes = (self.h, self.groups, self.w, self.n, self.ho, self.wo, self.kh, self.kw, self.sh,
+                 self.sw, self.ph, self.pw)
+        return run and (lambda *arrays, rows: run(*arrays, rows * self.groups, *sizes))
 
     def lower(self, rows):
         """(H, C, W, N) -> (groups, H, kw, c, Wo, N): for each tap of a row, the input it reads."""
@@ -77,6 +93,11 @@ class Geometry:
 def forward(rows, w, bias, geometry):
     """rows (H, C, W, N), w (O, C / groups, kh, kw), bias (O,) or None -> (Ho, O, Wo, N)."""
     s = geometry
+    if run := s.direct("forward", rows.dtype):
+        out = np.empty((s.ho, s.groups, s.wo, s.n), rows.dtype)
+        bias = np.zeros(s.groups, rows.dtype) if bias is None else np.ascontiguousarray(bias)
+        run(rows, np.ascontiguousarray(w), bias, out, rows=s.ho)
+        return out
     lowered = s.lower(rows)
     weights = w.reshape(s.groups, s.o, s.c, s.kh, s.kw).transpose(0, 1, 3, 4, 2)
     weights = weights.reshape(s.groups, s.o, s.kh * s.kw * s.c)
@@ -98,6 +119,11 @@ def weight_gradient(g, rows, geometry, out):
     input need not be kept from the forward to here.
     """
     s = geometry
+    if run := s.direct("weight_gradient", g.dtype):
+        by_row = np.empty((s.ho, *out.shape), g.dtype)
+        run(g, rows, by_row, rows=s.ho)
+        np.add.reduce(by_row, axis=0, out=out)
+        return
     lowered, g = s.lower(rows), g.reshape(s.ho, s.groups, s.o, s.columns)
     total = np.zeros((s.groups, s.kh * s.kw * s.c, s.o), g.dtype)
     for i in range(s.ho):
@@ -116,6 +142,10 @@ def input_gradient(g, w, geometry):
     dilation, and their weights one slice of a phase, without a copy.
     """
     s = geometry
+    if run := s.direct("input_gradient", g.dtype):
+        gx = np.empty((s.h, s.groups, s.w, s.n), g.dtype)
+        run(g, np.ascontiguousarray(w), gx, rows=s.h)
+        return gx
     reverse = w.reshape(s.groups, s.o, s.c, s.kh, s.kw)[:, :, :, ::-1].transpose(0, 4, 2, 3, 1)
     count = s.sh // gcd(s.sh, s.dh)
     phases = [np.ascontiguousarray(reverse[:, :, :, r::count]).reshape(

@@ -5,14 +5,22 @@ Of channels: `batch_norm.py`, `group_norm.py`.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import record
 from .base import quiet
 from .softmax import ones
 
-_BLOCK = 65536  # elements, of whole rows, that are taken through all steps while in the cache
+_KERNELS = {name: Kernel("norm.cu", name, rows="rows", width="n") for name in (
+    "layer_norm_forward", "rms_norm_forward")}
+_KERNELS |= {name: Kernel("norm.cu", name, rows="parts", width="n") for name in (
+    "layer_norm_backward", "rms_norm_backward")}
+_KERNELS["add_parts"] = Kernel("norm.cu", "add_parts", elements="n")
+_PART = 32  # rows: ROWS of norm.cu
+_BLOCK = 65536  # elements, of whole rows, that the reference takes through all steps in the cache
 
 
 @quiet
@@ -23,38 +31,36 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     bias: of normalized_shape or None. All of one floating type. The variance is over n, not n - 1.
     Raises ValueError with the shapes if they do not match; TypeError for other types.
     """
-    x, shape = input.array, _shape("layer_norm", input, normalized_shape, weight, bias)
-    n, dtype = math.prod(shape), x.dtype
-    rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
-    if dtype == np.float16:
-        rows = rows.astype(np.float32)  # sums of squares leave the range of float16
-    # What is saved: the normalised rows, and 1 / sqrt(variance + eps) of each as a column.
-    normal, scale = np.empty_like(rows), np.empty((len(rows), 1), rows.dtype)
-    out = np.empty_like(rows)
-    w = None if weight is None else weight.array.reshape(n)
-    b = None if bias is None else bias.array.reshape(n)
-    for part in _parts(rows):
-        _normalise(rows[part], normal[part], scale[part], eps)
-        if w is None:
-            out[part] = normal[part]
-        else:
-            np.multiply(normal[part], w, out=out[part])
-        if b is not None:
-            out[part] += b
+    shape = _shape("layer_norm", input, normalized_shape, weight, bias)
+    x, dtype = input.array, input.array.dtype
+    rows, n = _rows(x, shape)
+    w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
+    b = _zeros(n, rows.dtype) if bias is None else _vector(bias, rows)
+    # What is saved: of each row its mean and 1 / sqrt(variance + eps).
+    out, mean, scale = np.empty_like(rows), *np.empty((2, len(rows)), rows.dtype)
+    if run := _kernel("layer_norm_forward", rows):
+        run(rows, w, b, out, mean, scale, len(rows), n, eps)
+    else:
+        for part in _parts(rows):
+            _normalise(rows[part], w, b, out[part], mean[part], scale[part], eps)
     need_x, x_shape = input.requires_grad, x.shape
 
     def backward(g):
-        g = g.reshape(normal.shape).astype(normal.dtype, copy=False)
-        w = ones(n, g.dtype) if weight is None else weight.array.reshape(n)
-        gx, gw, gb = np.empty_like(g), np.zeros(n, g.dtype), np.zeros(n, g.dtype)
-        for part in _parts(g):
-            _gradients(g[part], normal[part], scale[part], w, gx[part] if need_x else None, gw, gb)
+        g = np.ascontiguousarray(g, rows.dtype).reshape(rows.shape)
+        w = ones(n, g.dtype) if weight is None else _vector(weight, g)
+        gx = np.empty_like(g)
+        if run := _kernel("layer_norm_backward", g):
+            gw, gb = _in_parts(run, (2, n), rows, g, w, mean, scale, gx)
+        else:
+            gw, gb = np.zeros((2, n), g.dtype)
+            for part in _parts(g):
+                _gradients(g[part], rows[part], mean[part], scale[part], w, gx[part], gw, gb)
         return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
                 None if weight is None else gw.reshape(shape).astype(dtype, copy=False),
                 None if bias is None else gb.reshape(shape).astype(dtype, copy=False))
-    saved = [weight] if need_x and weight is not None else []
-    out = out.reshape(x_shape).astype(dtype, copy=False)
-    return record(out, (input, weight, bias), backward, saved)
+    saved = [input] + ([weight] if need_x and weight is not None else [])
+    return record(out.reshape(x_shape).astype(dtype, copy=False), (input, weight, bias), backward,
+                  saved)
 
 
 @quiet
@@ -66,35 +72,37 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     next number of the type that is computed in, float32 for float16.
     Raises what `layer_norm` does.
     """
-    x, shape = input.array, _shape("rms_norm", input, normalized_shape, weight)
-    n, dtype = math.prod(shape), x.dtype
-    rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
-    if dtype == np.float16:
-        rows = rows.astype(np.float32)
+    shape = _shape("rms_norm", input, normalized_shape, weight)
+    x, dtype = input.array, input.array.dtype
+    rows, n = _rows(x, shape)
+    w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
     eps = np.finfo(rows.dtype).eps if eps is None else eps
-    scale = 1 / np.sqrt(np.vecdot(rows, rows)[:, None] / n + eps)  # of each row, a column
-    out = rows * scale
-    if weight is not None:
-        out *= weight.array.reshape(n)
-    need_x, need_w = input.requires_grad, weight is not None and weight.requires_grad
-    x_shape = x.shape
-    del x
+    if run := _kernel("rms_norm_forward", rows):
+        out, scale = np.empty_like(rows), np.empty(len(rows), rows.dtype)
+        run(rows, w, out, scale, len(rows), n, eps)
+    else:
+        scale = 1 / np.sqrt(np.vecdot(rows, rows) / n + eps)
+        out = rows * scale[:, None]
+        out *= w
+    need_x, x_shape = input.requires_grad, x.shape
 
     def backward(g):
-        g = g.reshape(rows.shape).astype(rows.dtype, copy=False)
-        gx, gw = np.empty_like(g), np.zeros(n, g.dtype)
-        w = ones(n, g.dtype) if weight is None else weight.array.reshape(n)
-        for part in _parts(g):
-            normal, weighted = rows[part] * scale[part], g[part] * w
-            if need_w:
+        g = np.ascontiguousarray(g, rows.dtype).reshape(rows.shape)
+        w = ones(n, g.dtype) if weight is None else _vector(weight, g)
+        gx = np.empty_like(g)
+        if run := _kernel("rms_norm_backward", g):
+            gw, = _in_parts(run, (1, n), rows, g, w, scale, gx)
+        else:
+            gw = np.zeros(n, g.dtype)
+            for part in _parts(g):
+                normal, weighted = rows[part] * scale[part, None], g[part] * w
                 gw += ones(len(normal), g.dtype) @ (normal * g[part])
-            if need_x:
-                # d out / d x: the part of the gradient along the row itself changes nothing.
+                # The part of the gradient along the row itself changes nothing.
                 normal *= np.vecdot(normal, weighted)[:, None] / n
                 np.subtract(weighted, normal, out=gx[part])
-                gx[part] *= scale[part]
+                gx[part] *= scale[part, None]
         return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
-                gw.reshape(shape).astype(dtype, copy=False) if need_w else None)
+                None if weight is None else gw.reshape(shape).astype(dtype, copy=False))
     saved = [input] + ([weight] if need_x and weight is not None else [])
     return record(out.reshape(x_shape).astype(dtype, copy=False), (input, weight), backward, saved)
 
@@ -115,40 +123,75 @@ def _shape(name, input, normalized_shape, weight=None, bias=None):
     return shape
 
 
+def _rows(x, shape):
+    """(x as contiguous rows of the last dims `shape`, their length); float32 for float16, whose
+    range sums of squares leave.
+    """
+    n = math.prod(shape)
+    rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
+    return np.ascontiguousarray(rows, np.float32 if x.dtype == np.float16 else None), n
+
+
+def _vector(parameter, rows):
+    """weight or bias as the rows take them."""
+    return np.ascontiguousarray(parameter.array, rows.dtype).reshape(-1)
+
+
+@lru_cache(maxsize=16)
+def _zeros(count, dtype):
+    vector = np.zeros(count, dtype)
+    vector.flags.writeable = False
+    return vector
+
+
+def _kernel(name, rows):
+    return _KERNELS[name].build(rows.dtype) if rows.size else None
+
+
+def _in_parts(run, shape, rows, *arrays):
+    """Run a backward kernel: the gradients of the parameters, of `shape` (how many, n).
+
+    It adds them up in parts of _PART rows; the parts are added here.
+    """
+    parts = -(-len(rows) // _PART)
+    partial, total = np.empty((parts, *shape), rows.dtype), np.empty(shape, rows.dtype)
+    run(rows, *arrays, partial, *rows.shape, parts)
+    _KERNELS["add_parts"].build(rows.dtype)(partial, total, parts, total.size)
+    return total
+
+
 def _parts(rows):
     """Slices of consecutive rows, of about _BLOCK elements each."""
     step = max(1, _BLOCK // max(1, rows.shape[1]))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
 
 
-def _normalise(x, normal, scale, eps):
-    """normal = (x - mean) scale, with scale = 1 / sqrt(variance + eps)."""
+def _normalise(x, w, b, out, mean, scale, eps):
+    """mean (rows,), scale = 1 / sqrt(variance + eps), out = (x - mean) scale w + b."""
     n = x.shape[1]
     # A product with a vector is the fastest sum of short rows: 4 times as fast as np.mean.
-    mean = x @ ones(n, x.dtype)
-    mean /= n
-    np.subtract(x, mean[:, None], out=normal)
-    variance = np.vecdot(normal, normal)
-    variance /= n
-    variance += eps
-    np.divide(1, np.sqrt(variance, out=variance)[:, None], out=scale)
-    normal *= scale
+    np.divide(x @ ones(n, x.dtype), n, out=mean)
+    np.subtract(x, mean[:, None], out=out)
+    np.divide(1, np.sqrt(np.vecdot(out, out) / n + eps), out=scale)
+    out *= scale[:, None]
+    out *= w
+    out += b
 
 
-def _gradients(g, normal, scale, w, gx, gw, gb):
-    """Add the gradients of weight and bias to gw and gb; write that of x to gx, unless None:
-    gx = scale (d - mean(d) - normal mean(d normal)) with d = g w.
+def _gradients(g, x, mean, scale, w, gx, gw, gb):
+    """Add the gradients of weight and bias to gw and gb; write that of x to gx:
+    gx = scale (d - mean(d) - normal mean(d normal)) with d = g w, normal = (x - mean) scale.
     """
+    normal = x - mean[:, None]
+    normal *= scale[:, None]
     product = g * normal
     column = ones(len(g), g.dtype)
     gw += column @ product
     gb += column @ g
-    if gx is None:
-        return
     share = w / len(w)
-    mean, slope = g @ share, product @ share
-    np.multiply(normal, slope[:, None], out=product)
-    product += mean[:, None]
+    level, tilt = g @ share, product @ share
+    normal *= tilt[:, None]
+    normal += level[:, None]
     np.multiply(g, w, out=gx)
-    gx -= product
-    gx *= scale
+    gx -= normal
+    gx *= scale[:, None]

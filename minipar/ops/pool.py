@@ -1,13 +1,17 @@
-"""Maximum pooling: a maximum over strided slices, one slice a tap of the window.
+"""Maximum pooling. Without the kernel: a maximum over strided slices, one a tap of the window.
 
 Averages stand in `avg_pool.py`.
 """
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import record
 from .elementwise import keep
-from .windows import inside, output_size, pair, single
+from .windows import Images, inside, output_size, pair, single
+
+_KERNELS = {name: Kernel("pool.cu", name, rows="lines", width="inner")
+            for name in ("max_pool_forward", "max_pool_backward")}
 
 
 def max_pool1d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
@@ -43,6 +47,28 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
     n, c, h, w = x.shape
     ho = output_size("max_pool2d", h, kh, sh, ph, ph, ceil_mode)
     wo = output_size("max_pool2d", w, kw, sw, pw, pw, ceil_mode)
+    windows = (ho, wo), kernel, (sh, sw), (ph, pw)
+    images = Images(x, *windows)
+    forward, gather = (kernel.build(x.dtype) for kernel in _KERNELS.values())
+    if not (forward and images.fit):
+        out, backward = _by_tap(x, *windows)
+        return record(out, (input,), backward, (input,), saves_output=True)
+    # Of the forward its backward needs no more than which tap each window took: a byte.
+    out, taps = images.empty((ho, wo), x.dtype), images.empty((ho, wo), np.uint8)
+    images.run(forward, images.lay(x), out, taps, rows=ho)
+    del x
+
+    def backward(g):
+        gx = images.empty((h, w), g.dtype)
+        images.run(gather, images.lay(g), taps, gx, rows=h)
+        return (images.view(gx),)
+    return record(images.view(out), (input,), backward)
+
+
+def _by_tap(x, size, kernel, stride, padding):
+    """(result, backward) in NumPy. The backward reads x and the result."""
+    (n, c, h, w), (ho, wo) = x.shape, size
+    (kh, kw), (sh, sw), (ph, pw) = kernel, stride, padding
     rows = [inside(tap, h, ho, sh, ph) for tap in range(kh)]
     columns = [inside(tap, w, wo, sw, pw) for tap in range(kw)]
     # For each tap of a window, in row-major order: which outputs it serves, and from where.
@@ -62,7 +88,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
         np.maximum(out[to], x[source], out=out[to])
     disjoint = sh >= kh and sw >= kw
     # Every element of the input is under exactly one tap:
-    tiles = disjoint and not ph and not pw and (ho * kh, wo * kw) == (h, w)
+    tiles = (sh, sw) == (kh, kw) and not ph and not pw and (ho * kh, wo * kw) == (h, w)
 
     def backward(g):
         gx = np.empty_like(x) if tiles else np.zeros_like(x)
@@ -78,4 +104,5 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
             else:
                 gx[source] += taken.view(g.dtype)
         return (gx,)
-    return record(out, (input,), backward, (input,), saves_output=True)
+    backward.__qualname__ = "max_pool2d"  # what the graph calls the node
+    return out, backward

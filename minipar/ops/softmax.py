@@ -10,14 +10,14 @@ import numpy as np
 
 from ..launch import Kernel
 from ..tensor import record
-from .base import method, normal_dim, quiet
+from .base import for_kernel, method, normal_dim, quiet
 
 _KERNELS = {name: Kernel("softmax.cu", name, rows="rows", width="n") for name in (
     "softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward")}
 
 
 def _kernel(name, a, dim):
-    """The kernel for the rows of `a` along `dim`, as a function of arrays; None if there is none."""
+    """The kernel for the rows of `a` along `dim`, as a function of arrays; None without one."""
     if dim != a.ndim - 1 or not a.size or not a.flags.c_contiguous:
         return None
     run, n = _KERNELS[name].build(a.dtype), a.shape[-1]
@@ -76,7 +76,7 @@ def softmax(x, dim):
     shape, dtype = x.array.shape, x.array.dtype
     if run := _kernel("softmax_forward", a, dim):
         y = np.empty(a.shape, a.dtype)
-        run(a, y)
+        run(for_kernel(a), y)
     elif a.size:
         y = _shifted(a, dim)
         np.exp(y, out=y)
@@ -89,7 +89,7 @@ def softmax(x, dim):
         g = g.astype(y.dtype, copy=False).reshape(y.shape)
         if run := _kernel("softmax_backward", y, dim):
             gx = np.empty(y.shape, y.dtype)
-            run(y, np.ascontiguousarray(g), gx)
+            run(y, for_kernel(g), gx)
             return (gx.astype(dtype, copy=False).reshape(shape),)
         if dim == y.ndim - 1:
             gx = g - np.vecdot(g, y)[..., None]
@@ -110,7 +110,7 @@ def log_softmax(x, dim):
     shape, dtype = x.array.shape, x.array.dtype
     if run := _kernel("log_softmax_forward", a, dim):
         y = np.empty(a.shape, a.dtype)
-        run(a, y)
+        run(for_kernel(a), y)
     elif a.size:
         y = _shifted(a, dim)
         y -= np.log(_row_sum(np.exp(y), dim))
@@ -122,7 +122,7 @@ def log_softmax(x, dim):
         g = g.astype(y.dtype, copy=False).reshape(y.shape)
         if run := _kernel("log_softmax_backward", y, dim):
             gx = np.empty(y.shape, y.dtype)
-            run(y, np.ascontiguousarray(g), gx)
+            run(y, for_kernel(g), gx)
             return (gx.astype(dtype, copy=False).reshape(shape),)
         gx = np.exp(y)
         gx *= _row_sum(g, dim)

@@ -7,10 +7,13 @@ import math
 
 import numpy as np
 
+from ..launch import Kernel
 from ..tensor import record
-from .base import floating, method, quiet
+from .base import floating, gradient_by_kernel, method, quiet
 from .elementwise import pow
 from .erf import erf as erf_of
+
+_TANH_BACKWARD = Kernel("activation.cu", "tanh_backward", elements="n")
 
 
 @method()
@@ -81,6 +84,9 @@ def tanh(x):
     out = np.tanh(floating(x.array))
 
     def backward(g):
+        gx = gradient_by_kernel(_TANH_BACKWARD, out, g)
+        if gx is not None:
+            return (gx,)
         gx = np.asarray(out * out)  # of 0-d arrays NumPy makes scalars, which out= refuses
         np.subtract(1, gx, out=gx)
         return (np.multiply(gx, g, out=gx),)

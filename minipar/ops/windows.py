@@ -1,6 +1,10 @@
 """Windows that slide over an input: what convolution and pooling have in common."""
 
+import math
+
 import numpy as np
+
+from .batch_norm import memory_order
 
 
 def pair(name, value, least):
@@ -46,3 +50,44 @@ def inside(tap, size, out, stride, pad):
         return slice(0, 0), slice(0, 0)
     start = low * stride + tap - pad
     return slice(low, high), slice(start, start + (high - low - 1) * stride + 1, stride)
+
+
+class Images:
+    """Windows over images (N, C, H, W) as they lie in memory, for the kernels of pool.cu.
+
+    There they are (outer, H, middle, W, inner): (H, C, W, N), what convolutions make, has
+    middle = C and inner = N.
+    """
+
+    def __init__(self, x, out, kernel, stride, padding):
+        """x: an array (N, C, H, W); out: (Ho, Wo); the others: pairs of ints."""
+        order = memory_order(x)
+        for axis, other, after in ((2, 3, 0), (3, 2, 1)):
+            if x.shape[axis] == 1:  # it may stand anywhere: beside the other
+                order.remove(axis)
+                order.insert(order.index(other) + after, axis)
+        rows, columns = order.index(2), order.index(3)
+        outer, middle, inner = (math.prod(x.shape[axis] for axis in axes) for axes in (
+            order[:rows], order[rows + 1:columns], order[columns + 1:]))
+        # Lanes run along `inner`: where that is short, NumPy's slices are faster.
+        self.fit = rows < columns and inner >= 8 and x.size and math.prod(kernel) <= 256
+        self._order, self._inverse = order, sorted(range(4), key=order.__getitem__)
+        self._channels, self._count = x.shape[:2], outer * middle
+        self._sizes = (x.shape[2], middle, x.shape[3], inner, *out, *kernel, *stride, *padding)
+
+    def lay(self, a):
+        """`a` (N, C, ., .) in the memory order, contiguous."""
+        return np.ascontiguousarray(a.transpose(self._order))
+
+    def empty(self, size, dtype):
+        """A new array of images of (height, width) `size`, in the memory order."""
+        shape = *self._channels, *size
+        return np.empty([shape[axis] for axis in self._order], dtype)
+
+    def run(self, kernel, *arrays, rows):
+        """Run a kernel over images of so many rows."""
+        kernel(*arrays, self._count * rows, *self._sizes)
+
+    def view(self, a):
+        """(N, C, ., .) of an array in the memory order."""
+        return a.transpose(self._inverse)

@@ -1,0 +1,210 @@
+"""More of the table of `kernel_cases.py`: normalisation, pooling, depthwise convolution."""
+
+import numpy as np
+from kernel_cases import Out
+
+
+class Whole(Out):
+    """An output that is double in every build."""
+
+
+def _rows(rng, rows, n):
+    """x, g, w, and of the rows of x the mean and 1 / deviation."""
+    x, g = rng.standard_normal((2, rows, n))
+    return x, g, rng.standard_normal(n), x.mean(1), 1 / np.sqrt(x.var(1) + 0.1)
+
+
+def _in_parts(a):
+    """(rows, n) -> the sums of each 32 rows."""
+    return np.stack([a[i:i + 32].sum(0) for i in range(0, len(a), 32)]) if len(a) else a
+
+
+def layer_norm_forward(rng, rows, n):
+    x, b, w, mean, scale = _rows(rng, rows, n)
+    b = rng.standard_normal(n)
+    y = (x - mean[:, None]) * scale[:, None] * w + b
+    return x, w, b, Out(y), Out(mean), Out(scale), rows, n, 0.1
+
+
+def layer_norm_backward(rng, rows, n):
+    x, g, w, mean, scale = _rows(rng, rows * 7, n)
+    unit, d = (x - mean[:, None]) * scale[:, None], g * w
+    gx = d - d.mean(1, keepdims=True) - unit * (d * unit).mean(1, keepdims=True)
+    sums = np.stack([_in_parts(g * unit), _in_parts(g)], 1)
+    return x, g, w, mean, scale, Out(gx * scale[:, None]), Out(sums), len(x), n, len(sums)
+
+
+def rms_norm_forward(rng, rows, n):
+    x, _, w, *_ = _rows(rng, rows, n)
+    scale = 1 / np.sqrt((x * x).mean(1) + 0.1)
+    return x, w, Out(x * scale[:, None] * w), Out(scale), rows, n, 0.1
+
+
+def rms_norm_backward(rng, rows, n):
+    x, g, w, *_ = _rows(rng, rows * 7, n)
+    scale = 1 / np.sqrt((x * x).mean(1) + 0.1)
+    unit, d = x * scale[:, None], g * w
+    gx = (d - unit * (d * unit).mean(1, keepdims=True)) * scale[:, None]
+    sums = _in_parts(g * unit)
+    return x, g, w, scale, Out(gx), Out(sums), len(x), n, len(sums)
+
+
+def add_parts(rng, rows, n):
+    partial = rng.standard_normal((rows, n))
+    return partial, Out(partial.sum(0)), rows, n
+
+
+def run_moments(rng, rows, n):
+    x = rng.standard_normal((rows, n)) + 3
+    return x, Out(x.mean(1)), Out(x.var(1) * n), rows, n
+
+
+def column_moments(rng, rows, n):
+    x = rng.standard_normal((rows * 4, n)) + 3  # matrices of 4 rows, of which the last has 3
+    parts, total = [x[i:i + 4] for i in range(0, len(x), 4)], max(0, len(x) - 1)
+    parts = [part[:total - 4 * i] for i, part in enumerate(parts)]
+    mean = np.reshape([part.mean(0) for part in parts], (rows, n))
+    squares = np.reshape([part.var(0) * len(part) for part in parts], (rows, n))
+    return x, Out(mean), Out(squares), rows, 4, n, total
+
+
+def join_moments(rng, rows, n):
+    x = rng.standard_normal((rows + 1, 4, n)) + 3
+    mean, squares = x.mean(1), x.var(1) * 4
+    whole = x.reshape(-1, n)
+    return (mean, squares, Whole(whole.mean(0)), Whole(whole.var(0)), len(x), n, 4, len(whole))
+
+
+def join_sums(rng, rows, n):
+    sums = rng.standard_normal((rows, n))
+    return sums, Whole(sums.sum(0)), rows, n
+
+
+def _matrices(rng, rows, columns):
+    """(g, x) (3 rows, 5, columns) and numbers (rows, 1, columns), for a period of rows."""
+    g, x = rng.standard_normal((2, 3 * rows, 5, columns))
+    return (g, x, *rng.standard_normal((4, rows, 1, columns)))
+
+
+def _of_matrices(step):
+    """The case of a step for matrices of one column, and that for those of several."""
+    def run(rng, rows, n):
+        g, x, *numbers = _matrices(rng, rows, n)  # n in the place of length
+        g, x = g[:, :1].swapaxes(1, 2), x[:, :1].swapaxes(1, 2)
+        numbers = [a[:, :, :1] for a in numbers]
+        return *step(g, x, *numbers), 3 * rows, n, rows
+
+    def column(rng, rows, n):
+        return *step(*_matrices(rng, rows, n)), 3 * rows, 5, n, 15 * rows, rows
+    return run, column
+
+
+def _repeated(*numbers):
+    return [np.concatenate([a] * 3) for a in numbers]
+
+
+def _normalise(g, x, mean, slope, offset, _):
+    means, slopes, offsets = _repeated(mean, slope, offset)
+    return x, mean, slope, offset, Out((x - means) * slopes + offsets)
+
+
+def _products(g, x, mean, *_):
+    centred = x - _repeated(mean)[0]
+    return g, x, mean, Out(g.sum(1)), Out((g * centred).sum(1))
+
+
+def _gradient(g, x, mean, slope, tilt, level):
+    means, slopes, tilts, levels = _repeated(mean, slope, tilt, level)
+    return g, x, mean, slope, tilt, level, Out(g * slopes - tilts * (x - means) - levels)
+
+
+# Windows (3, 2) with strides (2, 1) and padding (1, 1) over images (4, rows, 5, n).
+_WINDOWS = 4, 5, 2, 6, 3, 2, 2, 1, 1, 1
+
+
+def _sizes(lines, rows, n):
+    h, w, *others = _WINDOWS
+    return lines * rows, h, rows, w, n, *others
+
+
+def _windows(x, fill):
+    """{(i, j): [the taps (rows, n) of a window, in order]}, and the same of places in x."""
+    padded = np.full((6, x.shape[1], 7, x.shape[3]), fill)
+    padded[1:-1, :, 1:-1] = x
+    return {(i, j): [padded[2 * i + a, :, j + b] for a in range(3) for b in range(2)]
+            for i in range(2) for j in range(6)}
+
+
+def _outputs(function, rows, n):
+    out = np.empty((2, rows, 6, n))
+    for i in range(2):
+        for j in range(6):
+            out[i, :, j] = function(i, j)
+    return out
+
+
+def _spread(weights, rows, n):
+    """gx (4, rows, 5, n): weights(i, j, tap) (rows, n) of all windows, added where the taps are."""
+    padded = np.zeros((6, rows, 7, n))
+    for i in range(2):
+        for j in range(6):
+            for tap in range(6):
+                padded[2 * i + tap // 2, :, j + tap % 2] += weights(i, j, tap)
+    return padded[1:-1, :, 1:-1]
+
+
+def max_pool_forward(rng, rows, n):
+    x = np.round(rng.standard_normal((4, rows, 5, n)))  # with ties
+    taps = _windows(x, -np.inf)
+    best = _outputs(lambda i, j: np.max(taps[i, j], 0), rows, n)
+    which = _outputs(lambda i, j: np.argmax(taps[i, j], 0), rows, n).astype(np.uint8)
+    return x, Out(best), Out(which), *_sizes(2, rows, n)
+
+
+def max_pool_backward(rng, rows, n):
+    g, tap = rng.standard_normal((2, rows, 6, n)), rng.integers(0, 6, (2, rows, 6, n), np.uint8)
+    gx = _spread(lambda i, j, t: g[i, :, j] * (tap[i, :, j] == t), rows, n)
+    return g, tap, Out(gx), *_sizes(4, rows, n)
+
+
+def average_pool_forward(rng, rows, n):
+    x, share = rng.standard_normal((4, rows, 5, n)), rng.random((2, 6))
+    taps = _windows(x, 0.0)
+    y = _outputs(lambda i, j: np.sum(taps[i, j], 0) * share[i, j], rows, n)
+    return x, share, Out(y), *_sizes(2, rows, n)
+
+
+def average_pool_backward(rng, rows, n):
+    g, share = rng.standard_normal((2, rows, 6, n)), rng.random((2, 6))
+    gx = _spread(lambda i, j, t: g[i, :, j] * share[i, j], rows, n)
+    return g, share, Out(gx), *_sizes(4, rows, n)
+
+
+def depthwise_forward(rng, rows, n):
+    x, w, bias = (rng.standard_normal(s) for s in ((4, rows, 5, n), (rows, 6), rows))
+    taps = _windows(x, 0.0)
+    y = _outputs(lambda i, j: bias[:, None] + np.einsum("crn,rc->rn", taps[i, j], w), rows, n)
+    return x, w, bias, Out(y), *_sizes(2, rows, n)
+
+
+def depthwise_input_gradient(rng, rows, n):
+    g, w = rng.standard_normal((2, rows, 6, n)), rng.standard_normal((rows, 6))
+    gx = _spread(lambda i, j, t: g[i, :, j] * w[:, t, None], rows, n)
+    return g, w, Out(gx), *_sizes(4, rows, n)
+
+
+def depthwise_weight_gradient(rng, rows, n):
+    g, x = rng.standard_normal((2, rows, 6, n)), rng.standard_normal((4, rows, 5, n))
+    taps = _windows(x, 0.0)
+    gw = sum(np.einsum("rn,crn->rc", g[0, :, j], taps[0, j]) for j in range(6))
+    other = sum(np.einsum("rn,crn->rc", g[1, :, j], taps[1, j]) for j in range(6))
+    return g, x, Out(np.stack([gw, other])), *_sizes(2, rows, n)
+
+
+CASES = {f.__name__: f for f in (
+    layer_norm_forward, layer_norm_backward, rms_norm_forward, rms_norm_backward, add_parts,
+    run_moments, column_moments, join_moments, join_sums, max_pool_forward, max_pool_backward,
+    average_pool_forward, average_pool_backward, depthwise_forward, depthwise_input_gradient,
+    depthwise_weight_gradient)}
+for _name, _step in (("normalise", _normalise), ("products", _products), ("gradient", _gradient)):
+    CASES[f"run_{_name}"], CASES[f"column_{_name}"] = _of_matrices(_step)

@@ -1,0 +1,79 @@
+"""Kernels of depthwise convolution beside NumPy and the definition."""
+
+import numpy as np
+import pytest
+
+from minipar import launch
+from minipar.context import set_kernels
+from minipar.nn import functional as F
+from minipar.ops import mec
+from minipar.tensor import Tensor
+
+pytestmark = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+rng = np.random.default_rng(41)
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def _compiled_again():
+    yield
+    set_kernels("compiled")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kernel, stride, padding", [
+    ((3, 3), 1, 1), ((3, 3), 2, 1), ((1, 1), 1, 0), ((2, 3), (3, 1), (0, 2)), ((5, 4), (1, 3), 4),
+    ((1, 2), 3, 0)])
+@pytest.mark.parametrize("n", [8, 31, 33, 64])
+@pytest.mark.parametrize("op", [F.conv2d, F.conv_transpose2d])
+def test_depthwise_convolution_is_the_same_with_kernels_and_without(op, n, kernel, stride, padding,
+                                                                    dtype):
+    arrays = [rng.standard_normal(s).astype(dtype) for s in ((n, 3, 9, 8), (3, 1, *kernel), (3,))]
+    g, results = None, []
+    for kernels in ("compiled", "reference"):
+        set_kernels(kernels)
+        operands = [Tensor(a, True) for a in arrays]
+        out = op(*operands, stride, padding, groups=3)
+        g = rng.standard_normal(out.shape).astype(dtype) if g is None else g
+        out.backward(Tensor(g))
+        results.append([out.array, *(t.grad.array for t in operands)])
+    for ours, reference in zip(*results, strict=True):
+        size = max(1, np.abs(reference).max())
+        assert np.abs(ours - reference).max() <= TOLERANCE[dtype] * size
+
+
+def test_depthwise_kernels_compute_the_definition_and_write_nothing_beyond():
+    n, c, h, w = 33, 2, 5, 6
+    geometry = mec.Geometry((n, c, h, w), (c, 1, 3, 2), (3, 3), (2, 2), (1, 0), (1, 1), c)
+    x, g = rng.standard_normal((h, c, w, n)), rng.standard_normal((3, c, 3, n))
+    weight, bias = rng.standard_normal((c, 1, 3, 2)), rng.standard_normal(c)
+    out, gx, gw = np.zeros(g.shape), np.zeros((h + 2, c, w, n)), np.zeros(weight.shape)
+    padded = np.zeros((h + 2, c, w, n))
+    padded[1:-1] = x
+    out += bias[:, None, None]
+    for k in range(3):
+        for m in range(2):
+            under = padded[k:k + 5:2, :, m:m + 5:2]
+            out += weight[:, 0, k, m, None, None] * under
+            gx[k:k + 5:2, :, m:m + 5:2] += weight[:, 0, k, m, None, None] * g
+            gw[:, 0, k, m] = (g * under).sum((0, 2, 3))
+
+    def run(name, *arrays, shape, rows):
+        memory = np.full(np.prod(shape) + 5, 7.0)
+        geometry.direct(name, x.dtype)(*arrays, memory[:-5], rows=rows)
+        assert (memory[-5:] == 7).all()
+        return memory[:-5].reshape(shape)
+    close = dict(rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(run("forward", x, weight, bias, shape=g.shape, rows=3), out, **close)
+    np.testing.assert_allclose(run("input_gradient", g, weight, shape=x.shape, rows=h), gx[1:-1],
+                               **close)
+    by_row = run("weight_gradient", g, x, shape=(3, *weight.shape), rows=3)
+    np.testing.assert_allclose(by_row.sum(0), gw, **close)
+
+
+def test_nan_and_infinity_stay_under_their_windows():
+    x = np.zeros((16, 2, 5, 5), np.float32)
+    x[3, 1, 2, 2], x[4, 0, 0, 0] = np.nan, np.inf
+    out = F.conv2d(Tensor(x), Tensor(np.ones((2, 1, 3, 3), np.float32)), groups=2).array
+    assert np.isnan(out[3, 1]).all() and np.isnan(out).sum() == 9
+    assert np.isinf(out[4, 0, 0, 0]) and np.isinf(out).sum() == 1
