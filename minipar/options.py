@@ -5,6 +5,7 @@ import difflib
 from pathlib import Path
 
 from .comm.program import ALGORITHMS
+from .comm.select import names
 from .comm.world import is_launched
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
@@ -96,13 +97,27 @@ def parser():
     add("--launcher", type=_one_of(LAUNCHERS), default="processes",
         help="what --ranks starts: processes (default), threads, or mpi")
     add("--dp", type=count, help="data-parallel ranks: all of them, if given")
-    add("--algorithm", default="ring", help="all-reduce: " + ", ".join(ALGORITHMS["all_reduce"]))
+    add("--algorithm", default="ring", help="all-reduce: " + ", ".join(names("all_reduce")))
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--metrics", metavar="FILE.jsonl", help="write one JSON object a line")
     add("--trace", metavar="FILE", help="record every message, forward, backward and wait of "
         "all ranks, for Perfetto or chrome://tracing")
     add("--quiet", action="store_true", help="print nothing but errors")
     return p
+
+
+def _check_algorithm(o, world_size):
+    valid = names("all_reduce")
+    if o.algorithm not in valid:
+        near = difflib.get_close_matches(o.algorithm, valid, n=3) or valid
+        raise UsageError(f"argument --algorithm: no {o.algorithm!r}: "
+                         f"did you mean {', '.join(near)}?")
+    program = ALGORITHMS["all_reduce"].get(o.algorithm)
+    if program is not None and (reason := program.refusal(world_size)):
+        raise UsageError(f"argument --algorithm: {reason}")
+    if o.algorithm == "mpi" and not is_launched() and not (o.ranks and o.launcher == "mpi"):
+        raise UsageError("argument --algorithm: mpi is the MPI library's own: start with mpirun, "
+                         "or with --launcher mpi")
 
 
 def parse(argv, world_size):
@@ -129,11 +144,7 @@ def parse(argv, world_size):
     if o.batch_size < world_size * o.microbatches:
         raise UsageError(f"global batch {o.batch_size} < {world_size} ranks x "
                          f"{o.microbatches} micro-batches = {world_size * o.microbatches}")
-    if o.algorithm not in ("auto", *ALGORITHMS["all_reduce"]):
-        names = ("auto", *ALGORITHMS["all_reduce"])
-        near = difflib.get_close_matches(o.algorithm, names, n=3) or names
-        raise UsageError(f"argument --algorithm: no {o.algorithm!r}: "
-                         f"did you mean {', '.join(near)}?")
+    _check_algorithm(o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():
         raise UsageError(f"--metrics {o.metrics}: there is no folder "
                          f"{Path(o.metrics).resolve().parent}")

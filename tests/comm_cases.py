@@ -27,9 +27,9 @@ def values(rank, size, n, dtype, op="sum"):
     """What `rank` contributes: n elements of `dtype`, shape (n,)."""
     e = np.arange(n, dtype=np.int64)
     if op == "prod" and np.dtype(dtype).kind == "f":
-        return (2.0 ** ((5 * e + 3 * rank) % 3 - 1)).astype(dtype)  # 1/2, 1 or 2
+        return (2.0 ** ((5 * e + rank) % 3 - 1)).astype(dtype)  # 1/2, 1 or 2
     if dtype == np.float16:
-        return ((e * size + rank) % 251).astype(dtype)  # 8 of them add up to less than 2048
+        return ((e * size + rank) % (2048 // size)).astype(dtype)  # they add up to less than 2048
     return (e * size + rank + 1).astype(dtype)  # integers may wrap, in any order alike
 
 

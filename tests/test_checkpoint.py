@@ -65,6 +65,26 @@ def test_weights_travel_through_a_file_to_pytorch_and_back_unchanged(tmp_path):
         np.testing.assert_array_equal(back[name].array, tensor.array)
 
 
+@pytest.mark.peer
+def test_a_gpt_travels_to_pytorch_and_back_unchanged_tied_weights_included(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file as torch_load
+    from safetensors.torch import save_file as torch_save
+
+    from minipar.models import GPT, GPTConfig
+    config = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=8)
+    ours = GPT(config).materialize()
+    save_file(ours.state_dict(), tmp_path / "ours")
+    theirs = torch_load(tmp_path / "ours")
+    assert torch.equal(theirs["lm_head.weight"], theirs["transformer.wte.weight"])
+    torch_save({k: v.clone() for k, v in theirs.items()}, tmp_path / "theirs")
+    other = GPT(config)
+    other.load_state_dict(load_file(tmp_path / "theirs"))
+    assert other.lm_head.weight is other.transformer.wte.weight
+    for (name, a), (_, b) in zip(ours.named_parameters(), other.named_parameters(), strict=True):
+        np.testing.assert_array_equal(a.array, b.array, err_msg=name)
+
+
 def test_the_last_checkpoints_are_kept_and_the_newest_is_loaded(tmp_path):
     folder = CheckpointFolder(tmp_path / "new" / "folder", keep=2)
     folder.prepare()

@@ -219,7 +219,7 @@ def test_clocks_that_differ_agree_within_the_uncertainty_that_is_reported(wrong,
         recorder.align(comm)
         with recorder:
             for _ in range(5):
-                comm.all_reduce(np.ones(100))
+                comm.all_reduce(np.ones(100), algorithm="ring")
                 time.sleep(0.01)  # lets the clocks drift apart
             trace.write_chrome(tmp_path / "trace.json", comm)
         return recorder

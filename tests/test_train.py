@@ -66,6 +66,15 @@ def test_two_runs_of_one_layout_are_bitwise_equal(tmp_path):
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize("algorithm", ["mpi", "auto"])
+def test_training_runs_with_the_librarys_own_all_reduce_and_with_an_automatic_one(
+        algorithm, tmp_path):
+    train(2, "--steps", "20", "--metrics", tmp_path / "a", "--algorithm", algorithm)
+    train(2, "--steps", "20", "--metrics", tmp_path / "b", "--algorithm", "ring")
+    found, expected = (events(tmp_path / name)[-1]["loss"] for name in "ab")
+    assert abs(found - expected) < 1e-5 * expected
+
+
 def test_one_rank_without_a_launcher_needs_no_mpi_library(tmp_path):
     code = ("import sys; sys.modules['mpi4py'] = None\n"
             "from minipar.train import main\n"
@@ -80,6 +89,8 @@ REFUSED = [
     (("--data", "nowhere.npz"), "nowhere.npz"),
     (("--optimizer", "adamax"), "adam"),
     (("--algorithm", "rung"), "ring"),
+    (("--algorithm", "mpi"), "start with mpirun"),
+    (("--algorithm", "swing", "--ranks", "3"), "swing serves 2^k ranks, not 3"),
     (("--batch-size", "0"), "0 is not >= 1"),
     (("--batch-size", "3", "--microbatches", "4"), "global batch 3 < 1 ranks x 4"),
     (("--lr", "-1"), "-1 is not > 0"),

@@ -6,10 +6,11 @@ from .kinds import Kind, register_kind
 from .launcher import launch
 from .program import (collective, copy, fence, get, get_reduce, put, recv, recv_reduce, reduce,
                       register, send)
+from .topology import Topology
 from .transport.base import RankFailed
 from .transport.threads import run_threads
 from .world import world
 
-__all__ = ["Communicator", "Kind", "RankFailed", "Work", "both", "channels", "collective", "copy",
-           "fence", "get", "get_reduce", "launch", "on", "put", "recv", "recv_reduce", "reduce",
-           "register", "register_kind", "run_threads", "send", "world"]
+__all__ = ["Communicator", "Kind", "RankFailed", "Topology", "Work", "both", "channels",
+           "collective", "copy", "fence", "get", "get_reduce", "launch", "on", "put", "recv",
+           "recv_reduce", "reduce", "register", "register_kind", "run_threads", "send", "world"]

@@ -1,15 +1,17 @@
-"""The communicator: a group of ranks, and what they can do together, under MPI's names."""
+"""The communicator: a group of ranks. Plans, shared memory, messages and sub-groups are here, its
+collectives in `collectives.py`."""
 
 import math
-import pickle
 
 import numpy as np
 
 from ..context import current
-from ..tensor import Tensor
+from .collectives import Collectives, read, written
+from .library import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
-from .select import select
+from .select import LIBRARY, select
+from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
@@ -76,29 +78,10 @@ class _Single:
         self._transport.free(self._messages)
 
 
-def _array(x):
-    """The array of a tensor or array, counting the in-place change that is about to happen."""
-    if isinstance(x, Tensor):
-        x.storage.version += 1
-        return x.array
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"a tensor or a NumPy array was expected, not {type(x).__name__}")
-    return x
-
-
-def _is_mean(op, dtype):
-    """Whether the reduction is a mean: a sum, and a division at the end."""
-    if op == "mean" and dtype.kind != "f":
-        raise TypeError(f"the mean of {dtype} is not one: cast to a floating type")
-    return op == "mean"
-
-
-class Communicator:
+class Communicator(Collectives):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
     rank: this rank's number, 0 <= rank < size.
-    Arrays are NumPy arrays or Tensors of any dtype; `op` is sum, mean, prod, max or min;
-    `algorithm` is "auto", the name of a registered program, or a program of your own.
     """
 
     def __init__(self, transport, engine=None):
@@ -109,56 +92,92 @@ class Communicator:
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
+        self._topology = None
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
 
-    # Collectives
+    @property
+    def topology(self):
+        """Where the ranks stand (a Topology), for algorithms that ask. Settable, alike on all.
 
-    def plan(self, kind, array, op="sum", algorithm="auto", root=0):
-        """Compile a collective for a buffer that it will be run on many times.
+        Else it is found by the names of hosts when an algorithm first asks, by all ranks together.
+        """
+        if self._topology is None:
+            self._topology = hosts(self)
+        return self._topology
 
-        array: contiguous; the plan keeps it and changes it in place at every `start()`. Call
+    @topology.setter
+    def topology(self, topology):
+        if reason := topology.problem(self.size):
+            raise ValueError(reason)
+        self._topology = Topology(tuple(topology.levels))
+
+    # Plans
+
+    def plan(self, kind, arrays, op="sum", algorithm="auto", root=0, counts=None):
+        """Compile a collective for buffers that it will be run on many times.
+
+        arrays: the contiguous array that is changed in place at every `start()`; or, for a kind of
+        several buffers, {buffer: array}. The plan keeps them. counts: for an all_to_all of unequal
+        blocks, the elements that each rank sends to each, a (size, size) tuple of tuples. Call
         `free()` when done with it (`close()` does so for those that are left).
         """
-        if not array.flags.c_contiguous:
+        arrays = arrays if isinstance(arrays, dict) else {"x": arrays}
+        if not all(array.flags.c_contiguous for array in arrays.values()):
             raise ValueError("a plan needs a contiguous array")
-        slots = self._message_tags // CHANNELS - _TURNS
-        plan = self._compile(kind, array, op, algorithm, root, _TURNS + self._plans % slots)
+        slot = _TURNS + self._plans % (self._message_tags // CHANNELS - _TURNS)
+        plan = self._compile(kind, arrays, slot, op, algorithm, root, counts)
         self._plans += 1
         return plan
 
-    def _compile(self, kind, array, op, algorithm, root, slot):
+    def _compile(self, kind, arrays, slot, op, algorithm, root, counts):
         if op not in OPS:
             raise ValueError(f"no reduction {op!r} for a plan: there are {', '.join(OPS)}")
         if not 0 <= root < self.size:
             raise ValueError(f"root {root} is not one of {self.size} ranks")
-        program = select(kind, self.size, array.nbytes, algorithm)
-        trace = program.trace(self.rank, self.size, array.size, root=root)
+        if len({array.dtype for array in arrays.values()}) > 1:
+            raise ValueError(f"a plan has one dtype, not "
+                             f"{' and '.join(a.dtype.name for a in arrays.values())}")
+        arrays = {name: array.reshape(-1) for name, array in arrays.items()}
+        program = select(kind, self.size, max(a.nbytes for a in arrays.values()), algorithm)
+        if program is LIBRARY:
+            plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
+            self._held.append(plan)
+            return plan
+        options = {"root": root, "counts": counts,
+                   "topo": self.topology if "topo" in program.wants else None}
+        n = next(iter(arrays.values())).size
+        trace = program.trace(self.rank, self.size, n, **options)
+        for name, array in arrays.items():
+            if trace.buffers.get(name) != array.size:
+                raise ValueError(f"{kind} has no buffer {name} of {array.size} elements: its "
+                                 f"buffers are {trace.buffers}")
         if trace.one_sided and slot < _TURNS:  # of a single collective
-            return self._reuse(program, trace, array, op, root)
-        return self._make(program, trace, array, op, slot)
+            return self._reuse(program, trace, arrays, op, root)
+        return self._make(program, trace, arrays, op, slot)
 
-    def _make(self, program, trace, array, op, slot):
-        shared = self._share(trace, array, program) if trace.one_sided else {}
-        plan = Plan(trace, {"x": array.reshape(-1)}, self.transport, self.engine, op,
-                    slot * CHANNELS, CHANNELS, f"{program.kind.name} {program.name}", **shared)
+    def _make(self, program, trace, arrays, op, slot):
+        shared = self._share(trace, arrays, program) if trace.one_sided else {}
+        plan = Plan(trace, arrays, self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
+                    f"{program.kind.name} {program.name}", **shared)
         self._held.append(plan)
         return plan
 
-    def _reuse(self, program, trace, array, op, root):
+    def _reuse(self, program, trace, arrays, op, root):
         """A plan in shared memory for this call: making one takes long, so two are kept for each
         length, which take turns. Whatever is decided here, every rank decides alike.
         """
-        key = program, array.size, array.dtype, op, root, self._arena.find(array)
+        key = program, op, root, *((name, array.size, array.dtype, self._arena.find(array))
+                                   for name, array in arrays.items())
         plans, calls = self._reused.setdefault(key, ([], [0]))
         turn, calls[0] = calls[0] % 2, calls[0] + 1
         if turn == len(plans):
-            plans.append(self._make(program, trace, array, op, 0))
+            plans.append(self._make(program, trace, arrays, op, 0))
             plans[turn].reused = True
         else:
             plans[turn].wait()
-            plans[turn].bind({"x": array.reshape(-1)})
+            plans[turn].bind(arrays)
         return plans[turn]
 
     # Shared memory
@@ -188,7 +207,7 @@ class Communicator:
         window, offset = self._arena.take(count * dtype.itemsize)
         return window.view(self.rank, offset, count, dtype).reshape(shape)
 
-    def _share(self, trace, array, program):
+    def _share(self, trace, arrays, program):
         """Where a one-sided program works: its buffers' places, and a fence.
 
         The regions stay the plan's until the communicator is closed.
@@ -196,10 +215,10 @@ class Communicator:
         if not self.shares_memory():
             raise ValueError(f"{program.name} reads and writes memory of its peers, which these "
                              f"{self.size} ranks do not share")
-        places = {}
+        places, itemsize = {}, next(iter(arrays.values())).itemsize
         for name, length in trace.buffers.items():
-            found = self._arena.find(array) if name == "x" else None
-            places[name] = found or self._arena.take(length * array.itemsize)
+            found = self._arena.find(arrays[name]) if name in arrays else None
+            places[name] = found or self._arena.take(length * itemsize)
         return {"places": places, "fence": Fence(*self._arena.take(LINE))}
 
     def free(self, plan):
@@ -207,11 +226,14 @@ class Communicator:
         self._held.remove(plan)
         plan.free()
 
-    def _run(self, kind, array, op, algorithm, root, async_op, finish=None):
+    def _run(self, kind, arrays, op="sum", algorithm="auto", root=0, async_op=False, finish=None,
+             counts=None):
+        """Run a collective once on flat `arrays`, and then `finish()`."""
+        arrays = arrays if isinstance(arrays, dict) else {"x": arrays}
         turn = self._runs % _TURNS
         if self._turns[turn] is not None:
             self._turns[turn].wait()  # on every rank it is this collective that comes first
-        plan = self._compile(kind, array, op, algorithm, root, turn)
+        plan = self._compile(kind, arrays, turn, op, algorithm, root, counts)
         self._runs += 1
         self._turns[turn] = plan
         plan.start()
@@ -228,84 +250,6 @@ class Communicator:
             return work
         work.wait()
         return None
-
-    def all_reduce(self, array, op="sum", algorithm="auto", async_op=False):
-        """Reduce `array` over the ranks, in place on every rank; all get the same bits.
-
-        Returns None, or a `Work` at once if `async_op`.
-        """
-        target = _array(array)
-        mean = _is_mean(op, target.dtype)
-        buffer = np.ascontiguousarray(target)
-        if buffer.ndim != target.ndim:
-            buffer = buffer.reshape(target.shape)  # NumPy makes 0-d arrays 1-d here
-        copied = not np.may_share_memory(buffer, target)
-
-        def finish():
-            if mean:
-                buffer[...] /= self.size
-            if copied:
-                target[...] = buffer
-        return self._run("all_reduce", buffer, "sum" if mean else op, algorithm, 0, async_op,
-                         finish)
-
-    def reduce_scatter(self, array, op="sum", algorithm="auto"):
-        """This rank's part of the reduction of `array`: elements [rank n // p, (rank+1) n // p).
-
-        array: any shape, left as it is; its n elements are taken in order. Returns a new 1-D
-        array (or Tensor, if given one).
-        """
-        source = array.array if isinstance(array, Tensor) else np.asarray(array)
-        work, mean = source.reshape(-1).copy(), _is_mean(op, source.dtype)
-        self._run("reduce_scatter", work, "sum" if mean else op, algorithm, 0, False)
-        n = work.size
-        part = work[self.rank * n // self.size:(self.rank + 1) * n // self.size].copy()
-        if mean:
-            part /= self.size
-        return Tensor(part) if isinstance(array, Tensor) else part
-
-    def all_gather(self, array, algorithm="auto"):
-        """The arrays of all ranks, one after another along a new first dim: (size, *shape).
-
-        array: of the same shape and dtype on every rank.
-        """
-        source = array.array if isinstance(array, Tensor) else np.asarray(array)
-        out = np.empty((self.size, *source.shape), source.dtype)
-        out[self.rank] = source
-        self._run("all_gather", out, "sum", algorithm, 0, False)
-        return Tensor(out) if isinstance(array, Tensor) else out
-
-    def broadcast(self, array, root=0, algorithm="auto"):
-        """Copy `array` of rank `root` into every rank's, in place."""
-        target = _array(array)
-        buffer = np.ascontiguousarray(target)
-        self._run("broadcast", buffer, "sum", algorithm, root, False)
-        if not np.may_share_memory(buffer, target):
-            target[...] = buffer.reshape(target.shape)
-
-    def broadcast_object(self, value, root=0):
-        """Rank `root`'s `value`, anything that pickle takes, on every rank."""
-        data = np.frombuffer(pickle.dumps(value if self.rank == root else None), np.uint8).copy()
-        length = np.array(data.size)
-        self.broadcast(length, root)
-        if self.rank != root:
-            data = np.empty(int(length), np.uint8)
-        self.broadcast(data, root)
-        return pickle.loads(data)
-
-    def broadcast_arrays(self, arrays, root=0):
-        """Rank `root`'s {name: array} on every rank; what the others give is not read."""
-        forms = {name: (a.shape, a.dtype) for name, a in arrays.items()}
-        forms = self.broadcast_object(forms, root)
-        out = {}
-        for name, (shape, dtype) in forms.items():
-            out[name] = arrays[name] if self.rank == root else np.empty(shape, dtype)
-            self.broadcast(out[name], root)
-        return out
-
-    def barrier(self):
-        """Return when every rank has come here."""
-        self._run("barrier", np.empty(0, np.uint8), "sum", "auto", 0, False)
 
     # Messages
 
@@ -327,12 +271,11 @@ class Communicator:
 
     def isend(self, array, dest, tag=0):
         """Start sending `array` to rank `dest`; it must not change until the Work is done."""
-        source = array.array if isinstance(array, Tensor) else np.asarray(array)
-        return self._message(True, np.ascontiguousarray(source), dest, tag)
+        return self._message(True, np.ascontiguousarray(read(array)), dest, tag)
 
     def irecv(self, array, source, tag=0):
         """Start receiving from rank `source` into `array` (same number of bytes as sent)."""
-        target = _array(array)
+        target = written(array)
         buffer = target if target.flags.c_contiguous else np.empty_like(target, order="C")
         finish = None if buffer is target else lambda: np.copyto(target, buffer)
         return self._message(False, buffer, source, tag, finish)

@@ -184,14 +184,15 @@ class Program:
                    parameters if it wants them.
     ranks:         the restriction of its number of ranks: a key of RANKS, or None.
     deterministic: whether all ranks get the same bits: the same tree of additions.
+    name:          what `algorithm=` calls it, one of its kind; the function's if None.
     """
 
-    def __init__(self, kind, function, ranks=None, deterministic=True):
+    def __init__(self, kind, function, ranks=None, deterministic=True, name=None):
         if ranks is not None and ranks not in RANKS:
             raise ValueError(f"no restriction {ranks!r}: there are {', '.join(RANKS)}")
         self.kind, self.function, self.ranks = kind, function, ranks
         self.deterministic = deterministic
-        self.name, self.__doc__ = function.__name__, function.__doc__
+        self.name, self.__doc__ = name or function.__name__, function.__doc__
         self.wants = set(inspect.signature(function).parameters)  # of the options
 
     def __call__(self, rank, size, *buffers, **options):
@@ -277,16 +278,16 @@ def _line(generator):
 ALGORITHMS = {name: {} for name in KINDS}  # {kind: {algorithm name: Program}}
 
 
-def collective(kind, *, ranks=None, deterministic=True):
+def collective(kind, *, ranks=None, deterministic=True, name=None):
     """Declare a generator as a program of `kind`: a name of KINDS, or a Kind of one's own.
 
-    ranks, deterministic: see Program.
+    ranks, deterministic: see Program. name: the function's, if None; names differ within a kind.
     """
     if isinstance(kind, str):
         if kind not in KINDS:
             raise ValueError(f"no kind {kind!r}: there are {', '.join(KINDS)}")
         kind = KINDS[kind]
-    return lambda function: Program(kind, function, ranks, deterministic)
+    return lambda function: Program(kind, function, ranks, deterministic, name)
 
 
 def register(program):

@@ -1,3 +1,3 @@
 """The algorithms that come with minipar: importing this package registers them."""
 
-from . import ring, tree  # noqa: F401
+from . import direct, levels, pipelined, recursive, ring, shared, swing, tree  # noqa: F401

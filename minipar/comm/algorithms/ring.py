@@ -35,14 +35,14 @@ def ring(rank, size, x):
 
 
 @register
-@collective("reduce_scatter")
+@collective("reduce_scatter", name="ring")
 def ring_reduce_scatter(rank, size, x):
     """p-1 rounds; each rank sends and reduces n(p-1)/p bytes."""
     yield from _reduce_scatter(rank, size, x.split(size), 0)
 
 
 @register
-@collective("all_gather")
+@collective("all_gather", name="ring")
 def ring_all_gather(rank, size, x):
     """p-1 rounds; each rank sends n(p-1)/p bytes."""
     yield from _all_gather(rank, size, x.split(size), 0)

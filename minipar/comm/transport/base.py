@@ -41,6 +41,12 @@ class Transport:
     def free(self, messages):
         """Release messages that are not in flight."""
 
+    def collective(self, kind, arrays, op, root, counts):
+        """(begin, end) of the transport's own collective: begin() starts a run and returns what
+        `test` takes a list of; end(), if not None, is called after it."""
+        raise ValueError(f"mpi, the MPI library's own {kind}, needs ranks under mpirun; these "
+                         f"are {type(self).__name__}")
+
     def subgroup(self, members, label):
         """The endpoint of this rank in the group of `members` (ranks of this one, in order)."""
         raise TypeError(f"{type(self).__name__} is abstract here")

@@ -27,10 +27,10 @@ class Mpi(Transport):
         self._gone, self.members, self.label = set(), members, label
 
     def send_init(self, array, peer, tag):
-        return self.comm.Send_init([_bytes(array), MPI.BYTE], peer, tag)
+        return self.comm.Send_init([as_bytes(array), MPI.BYTE], peer, tag)
 
     def recv_init(self, array, peer, tag):
-        return self.comm.Recv_init([_bytes(array), MPI.BYTE], peer, tag)
+        return self.comm.Recv_init([as_bytes(array), MPI.BYTE], peer, tag)
 
     def start(self, messages):
         MPI.Prequest.Startall(messages)
@@ -41,6 +41,10 @@ class Mpi(Transport):
     def free(self, messages):
         for message in messages:
             message.Free()
+
+    def collective(self, kind, arrays, op, root, counts):
+        from . import library
+        return library.collective(self.comm, kind, arrays, op, root, counts)
 
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
@@ -68,7 +72,8 @@ class Mpi(Transport):
         MPI.COMM_WORLD.Abort(status)
 
 
-def _bytes(array):
+def as_bytes(array):
+    """The memory of a contiguous array, as MPI.BYTE."""
     return array.reshape(-1).view(np.uint8) if array.size else _NOTHING
 
 

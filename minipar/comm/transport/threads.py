@@ -154,10 +154,10 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
                 event.set()
     threads = [threading.Thread(target=rank_main, args=(rank,), daemon=True, name=f"rank {rank}")
                for rank in range(size)]
-    for thread in threads:
-        thread.start()
     deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
     except KeyboardInterrupt:
