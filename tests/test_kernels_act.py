@@ -23,7 +23,7 @@ EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
 
 
 def run(file, name, dtype, arguments):
-    """The outputs of a kernel. arguments: arrays and numbers in its order; of an output, a shape."""
+    """The outputs of a kernel. arguments: arrays and numbers in order; of an output, a shape."""
     passed, outputs = [], []
     for a in arguments:
         if isinstance(a, tuple):

@@ -1,4 +1,4 @@
-"""Operations run by kernels and by the NumPy reference compute the same, whatever they are given."""
+"""Operations run by kernels and by the NumPy reference compute the same, of whatever inputs."""
 
 import math
 
