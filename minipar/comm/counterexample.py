@@ -3,17 +3,20 @@ source line, and a picture of what the ranks around it do.
 
 `verify.py` finds that something is wrong, by fingerprints. Here the few elements in question are
 worked out again with exact values, which say what is missing, what is there twice and what does
-not belong, and where that came about (`history.py`).
+not belong, and where that came about (`history.py`, `blame.py`).
 """
 
 import linecache
+from collections import Counter
 
 import numpy as np
 
-from .history import History, blame, expression
+from .blame import blame
+from .history import History, expression
 from .program import ProgramError
 
 NEAR_RANKS, NEAR_ROUNDS, WIDTH = 3, 2, 22  # how much of a large picture is shown
+CIRCLE = 8  # and of a long circle of waits
 
 
 class VerificationError(ProgramError):
@@ -25,8 +28,10 @@ class VerificationError(ProgramError):
 
 def title(kind, name, size, n, options):
     """The program and the group that a counterexample is for."""
-    given = "".join(f", {key} {value}" for key, value in options.items())
-    return f"{kind.name} {name}, {size} rank{'s' * (size != 1)}, {n} elements{given}"
+    given = "".join(f", {key} {value}" if len(str(value)) < 30 else f", with {key}"
+                    for key, value in options.items())
+    return (f"{kind.name} {name}, {size} rank{'s' * (size != 1)}, {n} element{'s' * (n != 1)}"
+            f"{given}")
 
 
 def describe(op):
@@ -43,114 +48,124 @@ def describe(op):
     return f"{words} {'to' if op.kind == 'send' else 'from'} rank {op.peer}"
 
 
-def _place(task):
-    return f"rank {task.rank}, round {task.round}: {describe(task)} ({task.line})"
-
-
 # ------------------------------------------------------------------ what can be wrong
 
 
-def _error(what, words, rounds, rank, number, line, chunk, more=(), also=()):
-    """The VerificationError: headline, further lines, source line, picture with marked cells."""
+def _error(what, words, rounds, at, more=(), also=()):
+    """The VerificationError: headline, further lines, source line, picture with marked cells.
+
+    at: a Task or ProgramError: who, when, where. also: other (rank, round) to mark.
+    """
     lines = [f"{what}: {words}", *(f"  {m}" for m in more)]
-    if line is not None:
-        lines += [f"  {line}", f"    {source_text(line)}"]
-    if rounds and number is not None:
-        lines += ["", picture(rounds, [(rank, number), *also])]
-    return VerificationError("\n".join(lines), rank, number, line, chunk)
+    if at.line is not None:
+        lines += [f"  {at.line}", f"    {source_text(at.line)}"]
+    if rounds and at.round is not None:
+        lines += ["", picture(rounds, [(at.rank, at.round), *also])]
+    return VerificationError("\n".join(lines), at.rank, at.round, at.line, at.chunk)
+
+
+def _does(task):
+    return f"rank {task.rank}, round {task.round}: {describe(task)}"
 
 
 def untraceable(program, size, n, options, error):
     """What is no operation of this group (see Program.trace)."""
-    what = title(program.kind, program.name, size, n, options)
-    return _error(what, error, [], error.rank, error.round, error.line, error.chunk)
+    return _error(title(program.kind, program.name, size, n, options), error, [], error)
 
 
 def refused(what, rounds, error):
     """What `graph.lower` refuses."""
-    return _error(what, error, rounds, error.rank, error.round, error.line, error.chunk)
+    return _error(what, error, rounds, error)
 
 
-def race(run, task, other, rank, buffer, element):
-    """Accesses of one epoch that nothing puts in an order."""
-    where = f"{buffer}[{element}] of rank {rank}"
+def race(run, races):
+    """Accesses of one epoch that nothing orders (see epochs.py): blame what has most of them."""
+    count = Counter(task.id for first, second, *_ in races for task in (first, second) if task)
+    found = max(races, key=lambda race: max(count[task.id] for task in race[:2] if task))
+    task, other, rank, buffer, element = found
     if other is None:
-        return _task_error(run, task, f"rank {task.rank}, round {task.round}: {describe(task)} "
-                           f"does not stand between two fences")
-    return _task_error(
-        run, task, f"rank {task.rank}, round {task.round}: {describe(task)} touches {where} in the "
-        f"same epoch as rank {other.rank}, round {other.round}: {describe(other)}",
-        [f"no fence stands between them and one writes; the other: {other.line}"],
-        [(other.rank, other.round)])
+        return _error(run.what, f"{_does(task)} does not stand between two fences", run.rounds,
+                      task)
+    if count[other.id] > count[task.id]:
+        task, other = other, task
+    return _error(run.what, f"{_does(task)} touches {buffer}[{element}] of rank {rank} in the same "
+                  f"epoch as {_does(other)}", run.rounds, task,
+                  [f"no fence stands between them, and one writes; the other: {other.line}"],
+                  [(other.rank, other.round)])
 
 
 def unwritten(run, task, cells):
     """An operation that reads what nothing was written to."""
-    cell = cells.start + int(np.argmin(run.trees[cells] != 0))
-    rank, buffer, element = run.name(cell)
+    rank, buffer, element = run.name(cells.start + int(np.argmin(run.trees[cells] != 0)))
     there = "" if rank == task.rank else f" of rank {rank}"
-    return _task_error(run, task, f"rank {task.rank}, round {task.round}: {describe(task)} reads "
-                       f"{buffer}[{element}]{there}, to which nothing has been written")
-
-
-def _task_error(run, task, words, more=(), also=()):
-    return _error(run.what, words, run.rounds, task.rank, task.round, task.line, task.chunk, more,
-                  also)
+    return _error(run.what, f"{_does(task)} reads {buffer}[{element}]{there}, to which nothing has "
+                  f"been written", run.rounds, task)
 
 
 def deadlock(run, position, started):
     """Ranks that wait for one another in a circle, though no message lacks its other end."""
     def waiting(rank):
-        """(the operation that a rank waits in, the rank that it waits for)."""
+        """(the operation that a rank waits in, the one that it waits for)."""
         for task in run.rounds[rank][position[rank]]:
-            other = task
-            while other.match >= 0 and started[other.id]:
-                other = run.tasks[other.match]
-                if other is task:
-                    break
-            if not started[other.id]:
+            other = run.tasks[task.match] if task.match >= 0 else task
+            while started[other.id] and other is not task:
+                other = run.tasks[other.match]  # the next of a ring of fences
+            if other is not task:
                 return task, other
-        return None, None
-    path, rank = [], next(r for r in range(run.size) if waiting(r)[0] is not None)
+        return None
+    stuck = {rank: found for rank in range(run.size)
+             if position[rank] < len(run.rounds[rank]) and (found := waiting(rank))}
+    path, rank = [], min(stuck)
     while rank not in path:
         path.append(rank)
-        rank = waiting(rank)[1].rank
+        rank = stuck[rank][1].rank
     circle = path[path.index(rank):]
-    first = waiting(circle[0])[0]
     more = []
-    for rank in circle:
-        task, other = waiting(rank)
-        more.append(f"{_place(task)}")
-        more.append(f"  waits for rank {other.rank} to come to round {other.round}: "
-                    f"{describe(other)} ({other.line})")
-    ranks = " waits for ".join(f"rank {r}" for r in [*circle, circle[0]])
-    return _task_error(run, first, f"deadlock: {ranks}", more,
-                       [(r, position[r]) for r in circle[1:]])
+    for rank in circle[:CIRCLE]:
+        task, other = stuck[rank]
+        more += [f"{_does(task)} ({task.line})", f"  waits for rank {other.rank} to come to round "
+                 f"{other.round}: {describe(other)} ({other.line})"]
+    ranks = ", which waits for ".join(f"rank {r}" for r in [*circle[1:CIRCLE], circle[0]])
+    if len(circle) > CIRCLE:
+        ranks = f"rank {circle[1]}, and so on through {len(circle)} ranks back to rank {circle[0]}"
+    return _error(run.what, f"deadlock: rank {circle[0]} waits for {ranks}", run.rounds,
+                  stuck[circle[0]][0], more, [(r, position[r]) for r in circle[1:]])
 
 
 def wrong_sum(run, wrong):
     """Promises that are not kept. wrong: (cell, terms, which element of them) of some."""
     first = min(run.writer[cell] for cell, _, _ in wrong)
     cell, terms, e = next(w for w in wrong if run.writer[w[0]] == first)
-    promised = [run.at(r, c).start + e for r, c in terms]
-    history = History(run, [cell])
-    found = blame(history, cell, promised)
+
+    def elsewhere(atom):
+        whose, buffer, element = run.name(atom)
+        return [run.at(rank, chunk).start + element - c.start
+                for rank in range(run.size) for chunk, terms in run.table(run.kind.after, rank)
+                for r, c in terms
+                if (r, c.buffer) == (whose, buffer) and c.start <= element < c.stop]
+    found = blame(run, cell, [run.at(r, c).start + e for r, c in terms], elsewhere)
     rank, buffer, element = run.name(cell)
     words = f"rank {rank} ends with {buffer}[{element}] {found.words}"
     if found.task is None:
-        return _error(run.what, words, run.rounds, rank, None, None, None)
-    return _task_error(run, found.task, words, [f"{found.how} {_place(found.task)}"])
+        return _error(run.what, f"{words}{found.why}", run.rounds, ProgramError("", found.rank))
+    return _error(run.what, words, run.rounds, found.task, [f"{found.why} {_does(found.task)}"])
 
 
-def different_trees(run, cell, other):
-    """Two cells that hold the same sum, added up in different orders."""
-    (rank, buffer, element), (second, _, there) = run.name(cell), run.name(other)
+def different_trees(run, cells):
+    """Cells that hold the same sum, added up in different orders: blame the one that most differ
+    from."""
+    trees = [int(run.trees[cell]) for cell in cells]
+    count = Counter(trees)
+    cell = min(zip(cells, trees), key=lambda pair: count[pair[1]])[0]
+    other = next(c for c, tree in zip(cells, trees)
+                 if tree == max((t for t in trees if t != int(run.trees[cell])), key=count.get))
+    (rank, buffer, element), (second, *_) = run.name(cell), run.name(other)
     history = History(run, [cell, other])
-    task = history.last(cell).task
-    return _task_error(
-        run, task, f"rank {rank} adds up {buffer}[{element}] in another order than rank {second} "
-        f"(deterministic=False allows it)",
-        [f"rank {rank}: {expression(history, cell)}", f"rank {second}: {expression(history, other)}"])
+    return _error(
+        run.what, f"rank {rank} adds up {buffer}[{element}] in another order than rank {second} "
+        f"(deterministic=False allows it)", run.rounds, history.last(cell).task,
+        [f"rank {rank}: {expression(history, cell)}",
+         f"rank {second}: {expression(history, other)}"])
 
 
 # ------------------------------------------------------------------ the picture
@@ -159,7 +174,9 @@ def different_trees(run, cell, other):
 SYMBOLS = {"send": ">{}", "recv": "<{}", "recv_reduce": "+<{}", "copy": "=", "reduce": "+=",
            "put": "put>{}", "get": "get<{}", "get_reduce": "+get<{}", "fence": "fence"}
 LEGEND = {"send": ">r send to r", "recv": "<r receive from r",
-          "recv_reduce": "+<r receive and reduce", "copy": "= copy", "reduce": "+= reduce"}
+          "recv_reduce": "+<r receive and reduce", "copy": "= copy", "reduce": "+= reduce",
+          "put": "put>r into r's memory", "get": "get<r from r's memory",
+          "get_reduce": "+get<r from there, and reduce"}
 
 
 def rounds_of(tasks, size):

@@ -1,9 +1,9 @@
-"""One-sided access: in one epoch, between two fences, nothing is ordered but a rank's own rounds.
+"""One-sided access: in one epoch, between two fences, nothing is ordered but each rank's rounds.
 
-What one rank puts or gets must not touch an element that anything else writes in the same epoch,
-nor may it write one that anything else reads: whoever comes first is not known. Accesses of the
-owner of the memory count, its sends and receives included. Nothing is one-sided before the first
-fence (the peer may not have begun) nor after the last (nothing says when it is complete).
+What one rank puts or gets must not touch an element that another rank writes in the same epoch,
+nor may it write one that another reads: who comes first is not known. Accesses of the owner of
+the memory count, its sends and receives included. Nothing is one-sided before the first fence
+(the peer may not have begun) nor after the last (nothing says when it is complete).
 """
 
 from .graph import READS, WRITES
@@ -13,8 +13,8 @@ from .program import ONE_SIDED
 def races(tasks):
     """Yield (task, other or None, rank, buffer, element) for everything that is not ordered.
 
-    task is one-sided; `other` touches the same element of a buffer of `rank` in the same epoch. It
-    is None if the task does not stand between two fences.
+    task is one-sided; `other`, of another rank, touches the same element of a buffer of `rank` in
+    the same epoch. It is None if the task does not stand between two fences.
     """
     one_sided = [task for task in tasks if task.kind in ONE_SIDED]
     fences = sum(task.kind == "fence" and task.rank == 0 for task in tasks)
@@ -33,14 +33,9 @@ def races(tasks):
             for start, _, other, also in found[i + 1:]:
                 if start >= stop:
                     break
-                remote = [tasks[t] for t in (one, other) if _is_remote(tasks[t], rank)]
-                if (writes or also) and one != other and remote:
-                    last = tasks[one if remote[0].id == other else other]
-                    yield remote[0], last, rank, buffer, start
-
-
-def _is_remote(task, rank):
-    return task.kind in ONE_SIDED and task.peer == rank
+                if (writes or also) and tasks[one].rank != tasks[other].rank:
+                    pair = sorted((tasks[one], tasks[other]), key=lambda task: task.rank == rank)
+                    yield *pair, rank, buffer, start
 
 
 def _accesses(task):

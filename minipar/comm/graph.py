@@ -10,7 +10,7 @@ all that stands before it on any rank.
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from .program import ProgramError
+from .program import Chunk, ProgramError
 
 
 @dataclass(slots=True)
@@ -85,16 +85,19 @@ READS = ("send", "recv_reduce", "reduce", "put", "get_reduce")  # their chunk
 
 
 def _accesses(op):
-    """(chunk, reads, writes) of an operation in its own rank's memory."""
+    """(chunk, reads, writes) of an operation. Of a peer's memory the buffer is "rank 1's x": what
+    one rank does there in several rounds is ordered too."""
     yield op.chunk, op.kind in READS, op.kind in WRITES
     if op.source is not None:
         yield op.source, True, False
+    if op.remote is not None:
+        there = Chunk(f"rank {op.peer}'s {op.remote.buffer}", op.remote.start, op.remote.stop)
+        yield there, op.kind != "put", op.kind == "put"
 
 
 def _lower_rank(tasks, rank, rounds):
     """Append one rank's tasks with their dependencies."""
-    history = _History({c for ops in rounds for op in ops for c in (op.chunk, op.source)
-                        if c is not None})
+    history = _History([chunk for ops in rounds for op in ops for chunk, *_ in _accesses(op)])
     epoch, since, fence = 0, [], None
     for number, ops in enumerate(rounds):
         batch = []

@@ -1,10 +1,6 @@
-"""What a few elements held in an execution, exactly, and which operation made a sum wrong.
+"""What a few elements held in an execution, exactly: a Counter of the cells that contributed."""
 
-`History` replays the moves that concern some cells with exact values: a Counter of the cells
-that contributed. `blame` looks through it for the operation that made one of them wrong.
-"""
-
-from collections import Counter, namedtuple
+from collections import Counter
 from dataclasses import dataclass
 
 
@@ -12,6 +8,7 @@ from dataclasses import dataclass
 class Event:
     """One element that an operation wrote. old, new: what the cell held, Counters; came, was: the
     events before it at the origin and at the target, None for what was there from the start."""
+    number: int
     task: object
     cell: int
     old: Counter
@@ -23,23 +20,27 @@ class Event:
 
 
 class History:
-    """The events that concern `cells` in a run, in the order in which they happened."""
+    """The events that concern `cells` in a run, in their order: of these cells, and of those from
+    which something came to them."""
 
     def __init__(self, run, cells):
         self.run, self.events, self._last = run, [], {}
-        self._values = {}
-        for moves in self._moves(set(cells)):
+        self._values, needed, before = {}, set(cells), 0
+        while len(needed) > before:  # what came to a cell also has a later life of its own
+            before = len(needed)
+            found = self._moves(needed)
+        for moves in found:
             read = [(self.value(origin), self._last.get(origin)) for _, origin, _ in moves]
             for (cell, origin, step), (arriving, came) in zip(moves, read):
                 old = self.value(cell)
                 new = old + arriving if step.reduces else arriving
-                event = Event(step.task, cell, old, new, step.reduces, origin, came,
-                              self._last.get(cell))
+                event = Event(len(self.events), step.task, cell, old, new, step.reduces, origin,
+                              came, self._last.get(cell))
                 self._values[cell], self._last[cell] = new, event
                 self.events.append(event)
 
     def _moves(self, needed):
-        """For each step, its (cell, origin, step) that have to do with the needed cells."""
+        """For each step its (cell, origin, step) of needed cells; their origins are needed too."""
         found = []
         for step in reversed(self.run.steps):
             if step.length < len(needed):
@@ -50,7 +51,7 @@ class History:
             needed.update(origin for _, origin, _ in moves)
             if moves:
                 found.append(moves)
-        return reversed(found)
+        return found[::-1]
 
     def value(self, cell):
         """What a cell holds, at the end once all is replayed."""
@@ -67,54 +68,14 @@ class History:
         found, stack = set(), [self.last(cell)]
         while stack:
             event = stack.pop()
-            if event is not None and id(event) not in found:
-                found.add(id(event))
+            if event is not None and event.number not in found:
+                found.add(event.number)
                 stack += [event.came, event.was] if event.reduces else [event.came]
-        return [event for event in self.events if id(event) in found]
+        return [self.events[number] for number in sorted(found)]
 
-
-# What is wrong with a cell, in words; the task to blame or None, and how it is.
-Blame = namedtuple("Blame", "words task how")
-
-
-def blame(history, cell, promised):
-    """Say what is wrong with what a cell holds: the cells in `promised` should have contributed."""
-    promised, got = Counter(promised), history.value(cell)
-    extra, missing = got - promised, promised - got
-    last, cone = history.last(cell), history.cone(cell)
-
-    def names(cells):
-        return _names(history.run, cells, cell)
-    if not got:
-        return Blame("never written", None, "")
-    if extra:
-        twice = {c for c in extra if c in promised}
-        words = (f"with {names(twice)} {_times(max(got[c] for c in twice))}" if twice else
-                 f"holding {names(extra)}, which does not belong there")
-        for event in cone:
-            mixed = {c in promised for c in event.new} == {True, False}
-            if event.reduces and (mixed or any(event.new[c] > promised[c] for c in event.new
-                                               if c in promised)):
-                return Blame(words, event.task, "first wrong after")
-        return Blame(words, last and last.task, "last written by")
-    words = f"without {names(missing)}"
-    for event in cone:
-        if not event.reduces and (event.old - event.new) & missing:
-            return Blame(words, event.task, "overwritten by")
-    return Blame(words, last and last.task, "last written by")
-
-
-def _times(k):
-    return "twice" if k == 2 else f"{k} times"
-
-
-def _names(run, cells, of):
-    """The ranks whose elements some cells are; with the element if it is not that of cell `of`."""
-    _, buffer, element = run.name(of)
-    named = []
-    for rank, b, e in map(run.name, sorted(cells)):
-        named.append(f"rank {rank}'s" + ("" if (b, e) == (buffer, element) else f" {b}[{e}]"))
-    return ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "")
+    def later(self, event, cell):
+        """The events at a cell after another event."""
+        return [e for e in self.events[event.number + 1:] if e.cell == cell]
 
 
 def expression(history, cell, limit=200):
@@ -122,10 +83,26 @@ def expression(history, cell, limit=200):
     trees = {}
 
     def tree(event, at):
-        return trees[id(event)] if event is not None else f"r{history.run.name(at)[0]}"
+        return trees[event.number] if event is not None else f"r{history.run.name(at)[0]}"
     for event in history.events:
         arriving = tree(event.came, event.origin)
-        trees[id(event)] = (f"({tree(event.was, event.cell)} + {arriving})" if event.reduces
+        trees[event.number] = (f"({tree(event.was, event.cell)} + {arriving})" if event.reduces
                             else arriving)
     text = tree(history.last(cell), cell)
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def journey(run, atom):
+    """The steps by which a contribution came to further cells, and those that overwrote it there:
+    a list of (step, cell, whether it came)."""
+    holders, found = {atom}, []
+    for step in run.steps:
+        shift = step.target - step.source
+        come = {c + shift for c in holders if step.source <= c < step.source + step.length}
+        if not step.reduces:
+            gone = {c for c in holders if step.target <= c < step.target + step.length} - come
+            found += [(step, c, False) for c in sorted(gone)]
+            holders -= gone
+        found += [(step, c, True) for c in sorted(come - holders)]
+        holders |= come
+    return found

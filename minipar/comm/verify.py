@@ -3,7 +3,8 @@
 A program is right if, whatever the values are,
 - every message is matched, nothing in a round clashes (`graph.lower` sees to both), and nothing
   waits in a circle even if every send waits for its receive;
-- no element is touched from two sides in one epoch of one-sided access (`epochs.py`);
+- no element is written by one rank and touched by another in one epoch of one-sided access
+  (`epochs.py`);
 - no operation reads what nothing has been written to;
 - every element that the kind's after table speaks of ends with exactly the promised
   contributions, each once; and what is promised to several ranks is the same tree of additions on
@@ -16,6 +17,7 @@ taken for equal with a probability of 2^-64; what differs is worked out again ex
 elements, in `counterexample.py`.
 """
 
+import itertools
 from bisect import bisect_right
 from collections import namedtuple
 
@@ -27,8 +29,9 @@ from .epochs import races
 from .graph import lower_traces
 from .kinds import ask
 from .program import ONE_SIDED, Chunk, ProgramError
+from .topology import Topology
 
-__all__ = ["VerificationError", "lengths", "verify", "verify_graph", "verify_traces"]
+__all__ = ["VerificationError", "cases", "lengths", "verify", "verify_graph", "verify_traces"]
 
 
 def lengths(kind, size, **options):
@@ -53,23 +56,51 @@ def lengths(kind, size, **options):
 def verify(program, size, n=None, **options):
     """Prove `program` right on `size` ranks; returns None.
 
-    n: elements; several lengths if None (see `lengths`). options: counts, topo, as in
-    Program.trace; root: all roots of a rooted kind in turn if it is not given.
+    n: elements; several lengths if None (see `lengths`). options: root, counts, topo, as in
+    Program.trace; what is not given takes several values (see `cases`).
     Raises VerificationError, whose message is a counterexample, if the program is wrong;
     ValueError if it refuses to serve such a group.
     """
     if reason := program.refusal(size):
         raise ValueError(reason)
-    rooted = program.kind.rooted and "root" not in options
-    for root in range(size) if rooted else [options.get("root")]:
-        if root is not None:
-            options["root"] = root
-        for m in lengths(program.kind, size, **options) if n is None else [n]:
+    for case in cases(program, size, **options):
+        for m in lengths(program.kind, size, **case) if n is None else [n]:
             try:
-                traces = [program.trace(rank, size, m, **options) for rank in range(size)]
+                traces = [program.trace(rank, size, m, **case) for rank in range(size)]
             except ProgramError as error:
-                raise counterexample.untraceable(program, size, m, options, error) from None
-            verify_traces(traces, program.kind, m, program.deterministic, program.name, **options)
+                raise counterexample.untraceable(program, size, m, case, error) from None
+            except ValueError:
+                if "counts" in case and "counts" not in options:
+                    break  # it serves equal blocks only, and says so
+                raise
+            verify_traces(traces, program.kind, m, program.deterministic, program.name, **case)
+
+
+def cases(program, size, **options):
+    """The options that `verify` proves a program for, as dicts; those that are given stay.
+
+    All roots of a rooted kind; every way to cut the ranks into levels for a program that wants a
+    topology; equal blocks and uneven ones, some empty, where the kind and the program take counts.
+    """
+    choices = {}
+    if program.kind.rooted:
+        choices["root"] = range(size)
+    if "topo" in program.wants:
+        choices["topo"] = [Topology(levels) for levels in _factors(size)]
+    if "counts" in program.wants:
+        choices["counts"] = [None, tuple(tuple((3 * r + 5 * s + r * s) % 4 for s in range(size))
+                                         for r in range(size))]
+    choices.update((name, [value]) for name, value in options.items())
+    for values in itertools.product(*choices.values()):
+        yield {name: value for name, value in zip(choices, values) if value is not None}
+
+
+def _factors(size):
+    """The ways to write `size` as a product of numbers above 1, in every order; (1,) for 1."""
+    yield size,
+    for first in range(2, size // 2 + 1):
+        if size % first == 0:
+            yield from ((first, *rest) for rest in _factors(size // first))
 
 
 def verify_traces(traces, kind, n, deterministic=True, name="program", **options):
@@ -86,8 +117,8 @@ def verify_traces(traces, kind, n, deterministic=True, name="program", **options
 def verify_graph(tasks, kind, size, n, deterministic=True, name="program", **options):
     """Prove the task graph of `size` ranks right for `kind` and n elements; see `verify`."""
     run = Run(tasks, kind, size, n, name, options)
-    for race in races(tasks):
-        raise counterexample.race(run, *race)
+    if found := list(itertools.islice(races(tasks), 10_000)):
+        raise counterexample.race(run, found)
     run.execute()
     _check(run, deterministic)
 
@@ -227,8 +258,8 @@ def _added(a, b):
 
 def _check(run, deterministic):
     """Hold what all ranks ended with against the after table."""
-    sums = {}  # {terms: (their fingerprints, the cells that they are first promised to)}
-    wrong, differing = [], []  # one cell of each broken promise: where it was broken first
+    sums, places = {}, {}  # {terms: their fingerprints}, {terms: the cells they are promised to}
+    wrong = []  # one cell of each broken promise: where it was broken first
     for rank in range(run.size):
         for chunk, terms in run.table(run.kind.after, rank):
             cells, terms = run.at(rank, chunk), tuple(terms)
@@ -237,31 +268,34 @@ def _check(run, deterministic):
                     raise ValueError(f"the after table of {run.kind.name} promises rank {rank} "
                                      f"{chunk} as the sum of {terms}: one or more chunks of its "
                                      f"length were expected")
-                sums[terms] = _expected(run, terms, len(chunk)), cells
-            expected, first = sums[terms]
-            for found, no in ((wrong, run.sums[cells] != expected),
-                              (differing, run.trees[cells] != run.trees[first])):
-                if no.any():
-                    e = min(np.flatnonzero(no), key=lambda e: run.writer[cells.start + e])
-                    found.append((cells.start + int(e), terms, int(e)))
+                sums[terms], places[terms] = _expected(run, terms, len(chunk)), []
+            places[terms].append(cells)
+            no = np.flatnonzero(run.sums[cells] != sums[terms])
+            if no.size:
+                e = min(no, key=lambda e: run.writer[cells.start + e])
+                wrong.append((cells.start + int(e), terms, int(e)))
     if wrong:
         raise counterexample.wrong_sum(run, wrong)
     if deterministic:
-        differing = [(cell, sums[terms][1].start + e) for cell, terms, e in differing]
-        for pair in differing + _differing_elsewhere(run, sums.values()):
-            raise counterexample.different_trees(run, *pair)
+        for cells in _added_up_differently(run, sums, places):
+            raise counterexample.different_trees(run, cells)
 
 
-def _differing_elsewhere(run, promises):
-    """Pairs of cells that hold the same sum as different trees, whatever chunks promise it."""
-    if not promises:
-        return []
-    expected = np.concatenate([values for values, _ in promises])
-    at = np.concatenate([np.arange(cells.start, cells.stop) for _, cells in promises])
+def _added_up_differently(run, sums, places):
+    """Yield lists of cells that hold the same sum, but not all as the same tree."""
+    for cells in places.values():
+        for own in cells:
+            for e in np.flatnonzero(run.trees[own] != run.trees[cells[0]])[:1]:
+                yield [c.start + int(e) for c in cells]
+    # Chunks that are not the same may promise the same sums: look for equal elements.
+    expected = np.concatenate([np.empty(0, np.uint64), *sums.values()])
+    at = np.concatenate([np.empty(0, int), *(np.arange(cells[0].start, cells[0].stop)
+                                             for cells in places.values())])
     order = np.argsort(expected, kind="stable")
     expected, at = expected[order], at[order]
     other = (expected[1:] == expected[:-1]) & (run.trees[at[1:]] != run.trees[at[:-1]])
-    return [(int(at[i + 1]), int(at[i])) for i in np.flatnonzero(other)[:1]]
+    for i in np.flatnonzero(other)[:1]:
+        yield at[expected == expected[i]].tolist()
 
 
 def _expected(run, terms, length):
