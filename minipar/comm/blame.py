@@ -3,32 +3,37 @@ the rules that find the operation that was changed, or the other end of its mess
 few of the broken programs of the tests.
 """
 
-from collections import Counter, namedtuple
+from collections import namedtuple
 
 from .history import History, journey
 
-# What is wrong with a cell, in words; the rank and (or None) the task to blame, and why it is.
-Blame = namedtuple("Blame", "words rank task why")
+SAMPLE = 16  # of many places or contributions, so many are looked at
+
+# What is wrong with a cell, in words; the rank and (or None) the task to blame, why it is, and
+# whether there is no other explanation that is as good.
+Blame = namedtuple("Blame", "words rank task why sure", defaults=[False])
 
 
-def blame(run, cell, promised, elsewhere):
-    """Why a cell does not hold the sum of what the cells in `promised` held before.
+def blame(history, cell, promised, elsewhere):
+    """Why a cell of a History does not hold the sum of what other cells held before.
 
-    elsewhere: a function of a cell: where its contribution is promised to be, a list of cells.
+    promised: these cells, a Counter. elsewhere: a function of a cell: where its contribution is
+    promised to be, a list of cells.
     """
-    history, promised = History(run, [cell]), Counter(promised)
-    got = history.value(cell)
+    run, got = history.run, history.value(cell)
     if not got:
         return Blame("to which nothing is written", run.name(cell)[0], None, "")
     extra, missing = got - promised, promised - got
     if extra:
         return _does_not_belong(run, history, cell, promised, extra, elsewhere)
     words = f"without {_names(run, missing, cell)}"
-    places = [place for place in elsewhere(min(missing)) if place != cell]
-    others = any(History(run, [place]).value(place)[min(missing)] for place in places)
+    atom = min(missing)
+    places = [place for place in elsewhere(atom) if place != cell][:SAMPLE]
+    there = History(run, places)
+    others = any(there.value(place)[atom] for place in places)
     found = _overwritten(history, cell, missing) or not others and _late(history, cell, missing)
     if found:
-        return Blame(words, found[0].rank, *found)
+        return Blame(words, found[0].rank, *found, sure=True)
     if others:
         last = history.last(cell)
         return Blame(words, run.name(cell)[0], last and last.task,
@@ -50,10 +55,10 @@ def _does_not_belong(run, history, cell, promised, extra, elsewhere):
     for event in cone:
         mixed = {c in promised for c in event.new} == {True, False}
         if event.reduces and (mixed or any(event.new[c] > promised[c] > 0 for c in event.new)):
-            return Blame(words, event.task.rank, event.task, "first wrong after")
+            return Blame(words, event.task.rank, event.task, "first wrong after", True)
     if not cone:
         return Blame(words, run.name(cell)[0], None, "")
-    places = elsewhere(min(extra))
+    places = elsewhere(min(extra))[:SAMPLE]
     right = History(run, places)
     known = {(e.task.id, e.cell) for place in places if place != cell for e in right.cone(place)}
     astray = [event for event in cone if (event.task.id, event.cell) not in known]
@@ -64,10 +69,11 @@ def _does_not_belong(run, history, cell, promised, extra, elsewhere):
 def _overwritten(history, cell, missing):
     """(task, why) of what overwrote a missing contribution on its way to the cell."""
     for event in history.cone(cell):
-        lost = (event.old - event.new) & missing
-        if lost and not event.reduces:
+        lost = set() if event.reduces else {c for c in event.old - event.new if c in missing}
+        lost -= history.kept(event) if lost else lost
+        if lost:
             for late in history.later(event, event.origin):
-                if (late.new - late.old) & lost:
+                if not lost.isdisjoint(late.new - late.old):
                     return late.task, "which came too late, by"
             return event.task, "which was overwritten by"
     return None
@@ -84,14 +90,15 @@ def _late(history, cell, missing):
 
 def _came_no_further(run, missing):
     """(rank, task, why) of the last place where a missing contribution was."""
-    journeys = {atom: journey(run, atom) for atom in sorted(missing)[:16]}
+    journeys = {atom: journey(run, atom) for atom in sorted(missing)[:SAMPLE]}
     atom = min(journeys, key=lambda atom: len(journeys[atom]))
+    whose = run.name(atom)[0]
     came = [step.task for step, _, comes in journeys[atom] if comes]
     if came:
-        return came[-1].rank, came[-1], "which came no further than by"
+        return came[-1].rank, came[-1], f"that of rank {whose} came no further than by"
     for step, _, _ in journeys[atom]:
-        return step.task.rank, step.task, "which never left its rank, overwritten by"
-    return run.name(atom)[0], None, ", which never left its rank"
+        return step.task.rank, step.task, f"that of rank {whose} never left it, overwritten by"
+    return whose, None, f"; that of rank {whose} never left it"
 
 
 def _names(run, cells, of):

@@ -17,6 +17,7 @@ from .program import ProgramError
 
 NEAR_RANKS, NEAR_ROUNDS, WIDTH = 3, 2, 22  # how much of a large picture is shown
 CIRCLE = 8  # and of a long circle of waits
+CANDIDATES = 32  # broken promises that are looked at
 
 
 class VerificationError(ProgramError):
@@ -134,8 +135,11 @@ def deadlock(run, position, started):
 
 def wrong_sum(run, wrong):
     """Promises that are not kept. wrong: (cell, terms, which element of them) of some."""
-    first = min(run.writer[cell] for cell, _, _ in wrong)
-    cell, terms, e = next(w for w in wrong if run.writer[w[0]] == first)
+    wrong = sorted(wrong, key=lambda w: run.writer[w[0]])[:CANDIDATES]  # nearest to the cause
+    history = History(run, [cell for cell, _, _ in wrong])
+
+    def promised(terms, e):
+        return Counter(run.at(r, c).start + e for r, c in terms)
 
     def elsewhere(atom):
         whose, buffer, element = run.name(atom)
@@ -143,8 +147,15 @@ def wrong_sum(run, wrong):
                 for rank in range(run.size) for chunk, terms in run.table(run.kind.after, rank)
                 for r, c in terms
                 if (r, c.buffer) == (whose, buffer) and c.start <= element < c.stop]
-    found = blame(run, cell, [run.at(r, c).start + e for r, c in terms], elsewhere)
-    rank, buffer, element = run.name(cell)
+    # What does not belong somewhere is seen where it comes in; what is missing, only later.
+    wrong.sort(key=lambda w: not history.value(w[0]) - promised(*w[1:]))
+    found = None
+    for cell, terms, e in wrong:
+        this = blame(history, cell, promised(terms, e), elsewhere)
+        if found is None or this.sure:
+            found, (rank, buffer, element) = this, run.name(cell)
+        if this.sure:
+            break
     words = f"rank {rank} ends with {buffer}[{element}] {found.words}"
     if found.task is None:
         return _error(run.what, f"{words}{found.why}", run.rounds, ProgramError("", found.rank))

@@ -25,7 +25,7 @@ class History:
 
     def __init__(self, run, cells):
         self.run, self.events, self._last = run, [], {}
-        self._values, needed, before = {}, set(cells), 0
+        self._values, needed, before = {}, set(cells), -1
         while len(needed) > before:  # what came to a cell also has a later life of its own
             before = len(needed)
             found = self._moves(needed)
@@ -72,6 +72,18 @@ class History:
                 found.add(event.number)
                 stack += [event.came, event.was] if event.reduces else [event.came]
         return [self.events[number] for number in sorted(found)]
+
+    def kept(self, event):
+        """What the rank whose memory an event changed has after it, in any cell: a set."""
+        name, held = self.run.name, {}
+        rank = name(event.cell)[0]
+        for e in self.events[:event.number + 1]:
+            if name(e.cell)[0] == rank:
+                held[e.cell] = e.new
+        untouched = [cell for cell in self._values if cell not in held and name(cell)[0] == rank]
+        first = {e.cell: e.old for e in reversed(self.events)}
+        values = [*held.values(), *(first.get(cell, self.value(cell)) for cell in untouched)]
+        return {atom for value in values for atom in value}
 
     def later(self, event, cell):
         """The events at a cell after another event."""

@@ -193,7 +193,7 @@ class Run:
         """Run all ranks round by round. A message moves when both ends have come to its round."""
         tasks, position, left = self.tasks, [-1] * self.size, [0] * self.size
         started, arrived = bytearray(len(tasks)), [0] * (len(tasks) + 1)
-        ready = list(range(self.size))
+        ready = [*reversed(range(self.size))]
         while ready:
             rank = ready.pop()
             while left[rank] == 0 and position[rank] + 1 < len(self.rounds[rank]):
