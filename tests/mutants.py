@@ -6,8 +6,6 @@ ranks that are involved: those whose trace is changed, and the peers, before and
 operations that are. It returns None if there is nothing that it could change.
 """
 
-from types import SimpleNamespace
-
 from minipar.comm.program import ONE_SIDED, Chunk, Trace
 
 MESSAGES = ("send", "recv", "recv_reduce")
@@ -294,8 +292,3 @@ def wrong_root(program, size, n, draw, root):
     right = program.trace(r, size, n, root=root)
     touched = peers(*(op for t in (traces[r], right) for ops in t.rounds for op in ops))
     return traces, {r} | touched
-
-
-def as_program(program, traces):
-    """What the tests' interpreter takes for a program: the mutant with the kind of its origin."""
-    return SimpleNamespace(kind=program.kind, trace=lambda rank, size, n, **options: traces[rank])

@@ -1,4 +1,4 @@
-"""`minipar verify`: what it prints and its exit status, for files of users and for minipar's own."""
+"""`minipar verify`: what it prints and its exit status, for users' files and minipar's own."""
 
 import re
 import subprocess
@@ -14,7 +14,7 @@ from minipar.comm.program import ALGORITHMS
 ROOT = Path(__file__).parent.parent
 
 RIGHT = """
-from minipar.comm import Kind, collective, copy, put, fence, register, recv, recv_reduce, send
+from minipar.comm import Kind, collective, copy, recv, recv_reduce, send
 
 @collective("all_reduce", ranks="even")
 def swap_halves(rank, size, x):
@@ -66,8 +66,8 @@ def test_right_programs_of_a_file_get_a_line_each_and_status_0(tmp_path, capsys)
     status, out, err = run(capsys, file(tmp_path, RIGHT), "--ranks", "1,2")
     assert (status, err) == (0, "")
     first, second = out.splitlines()
-    assert re.fullmatch(r"right  all_reduce swap_halves +ranks 1-2; on 2: 2 rounds, a rank sends at "
-                        r"most 1 n", first)
+    assert re.fullmatch(r"right  all_reduce swap_halves +ranks 1-2; on 2: 2 rounds, a rank sends "
+                        r"at most 1 n", first)
     assert re.fullmatch(r"right  shift pull +ranks 1-2; on 2: 1 round, a rank sends at most 1 n",
                         second)
     assert "shift" not in KINDS
@@ -118,7 +118,7 @@ def test_a_program_that_raises_for_every_number_of_ranks_has_not_been_proved(tmp
     ("def f(:\n", "invalid syntax (line 1)"),
     ("x = 1\n", "there is no program in"),
     ("from minipar.comm.algorithms.ring import ring\n", "there is no program in"),
-    ("\nimport a_module_that_there_is_not\n", "No module named 'a_module_that_there_is_not' (line 2"),
+    ("\nimport a_module_of_nobody\n", "No module named 'a_module_of_nobody' (line 2)"),
     ("raise SystemExit(0)\n", "SystemExit"),
     ("from minipar.comm import collective\n@collective('all_reduced')\ndef f(rank, size, x): pass",
      "no kind 'all_reduced'"),

@@ -22,7 +22,6 @@ from mutants import MUTATIONS, mutant, wrong_root
 from verify_programs import PROGRAMS
 
 from minipar.comm.graph import lower_traces
-from minipar.comm.program import Chunk
 from minipar.comm.verify import VerificationError, cases, verify, verify_traces
 
 
@@ -151,4 +150,3 @@ def test_the_mutations_leave_the_traces_of_the_program_as_they_were():
     for mutation in MUTATIONS:
         mutant(program, 4, 9, mutation, random.Random(1))
     assert [repr(program.trace(rank, 4, 9)) for rank in range(4)] == before
-    assert isinstance(program.trace(0, 4, 9).rounds[0][0].chunk, Chunk)

@@ -5,7 +5,7 @@ import difflib
 import sys
 import traceback
 
-from ..comm.graph import lower
+from ..comm.cost import cost
 from ..comm.program import RANKS as RESTRICTIONS
 from ..comm.verify import VerificationError, cases, verify
 from ..options import UsageError
@@ -57,21 +57,6 @@ def _chosen(o):
     return [p for p in programs if p.name == o.algorithm]
 
 
-def sent(program, size):
-    """(rounds, the most that a rank sends, in units of n) on `size` ranks, for the last case.
-
-    What others get from a rank counts as sent by it, what it puts too. n is 64 elements a rank.
-    """
-    n, options = 64 * size, [c for c in cases(program, size) if "counts" not in c][-1]
-    tasks, out = lower(program, size, n, **options), [0] * size
-    for task in tasks:
-        if task.kind in ("send", "put"):
-            out[task.rank] += len(task.chunk)
-        elif task.kind in ("get", "get_reduce"):
-            out[task.peer] += len(task.chunk)
-    return max((task.round for task in tasks), default=-1) + 1, max(out) / n
-
-
 def _report(program, ranks):
     """Verify one program; print its line, or its counterexample. Returns whether it is right: so
     it is too where it declares that it serves none of these numbers of ranks."""
@@ -96,9 +81,10 @@ def _report(program, ranks):
     if not right:
         print(f"none   {name:42} {skipped}")
         return all(map(program.refusal, ranks))  # else it may be wrong, in a way that looks like it
-    rounds, share = sent(program, right[-1])
-    print(f"right  {name:42} ranks {_listed(right)}; on {right[-1]}: {rounds} "
-          f"round{'s' * (rounds != 1)}, a rank sends at most {share:.4g} n"
+    p, n = right[-1], 64 * right[-1]
+    took = cost(program, p, n, itemsize=1, **next(cases(program, p)))
+    print(f"right  {name:42} ranks {_listed(right)}; on {p}: {took.rounds} "
+          f"round{'s' * (took.rounds != 1)}, a rank sends at most {took.sent / n:.4g} n"
           f"{'; ' if skipped else ''}{skipped}")
     return True
 
