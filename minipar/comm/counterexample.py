@@ -147,14 +147,20 @@ def wrong_sum(run, wrong):
                 for rank in range(run.size) for chunk, terms in run.table(run.kind.after, rank)
                 for r, c in terms
                 if (r, c.buffer) == (whose, buffer) and c.start <= element < c.stop]
+    rounds = [run.steps[w].task.round if w >= 0 else -1 for w in (run.writer[c] for c, *_ in wrong)]
+    # One that went wrong rounds before the others stands for them, whatever explains theirs.
+    alone = wrong[0] if len(wrong) == 1 or rounds[0] < rounds[1] else None
     # What does not belong somewhere is seen where it comes in; what is missing, only later.
     wrong.sort(key=lambda w: not history.value(w[0]) - promised(*w[1:]))
+    if history.value(wrong[0][0]) - promised(*wrong[0][1:]):
+        alone = wrong[0]
     found = None
     for cell, terms, e in wrong:
         this = blame(history, cell, promised(terms, e), elsewhere)
-        if found is None or this.sure:
+        sure = this.sure or (cell, terms, e) == alone
+        if found is None or sure:
             found, (rank, buffer, element) = this, run.name(cell)
-        if this.sure:
+        if sure:
             break
     words = f"rank {rank} ends with {buffer}[{element}] {found.words}"
     if found.task is None:
