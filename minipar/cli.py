@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("train", "train a model: minipar train --help"),
     "bench": ("bench", "time collectives, algorithms side by side: minipar bench --help"),
     "emulate": ("emulate", "run a CUDA kernel without a GPU, and find what is wrong with it"),
+    "verify": ("commands.verify", "prove collective programs right, or print a counterexample"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

@@ -72,6 +72,21 @@ def test_one_sided_operations_cost_their_bytes_and_fences_a_latency():
     assert (c.alphas, c.betas, c.gammas, c.sent) == (2, 40, 20, 40)
 
 
+@pytest.mark.parametrize("late", range(4))
+def test_a_fence_waits_for_the_rank_that_comes_last(late):
+    @collective("barrier")
+    def one_is_late(rank, size, x):
+        for _ in range(2):
+            if rank == late:
+                yield send(x, (rank + 1) % size)
+            if rank == (late + 1) % size:
+                yield recv(x, late)
+        yield fence()
+        yield fence()
+    c = cost(one_is_late, 4, 5, itemsize=1)
+    assert (c.rounds, c.alphas, c.betas) == (4, 2 + 2, 10)
+
+
 def test_bounds_are_refused_for_kinds_that_have_none():
     with pytest.raises(ValueError, match="no lower bounds for 'gossip'"):
         lower_bounds("gossip", 2, 8)

@@ -16,8 +16,8 @@ LAYERS = [
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace"},
-    {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "cli",
-     "__main__"},
+    {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "commands",
+     "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks"}
 

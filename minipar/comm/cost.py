@@ -88,7 +88,7 @@ def _finish(tasks, p, itemsize, machine):
     while ready:
         rank, number = ready.pop()
         here = rounds.get((rank, number), ())
-        needed = {(tasks[t.match].rank, tasks[t.match].round) for t in here if t.match >= 0}
+        needed = {(t.rank, t.round) for task in here for t in _others(task, tasks)}
         missing = next((other for other in needed if other not in began), None)
         if missing is not None:
             waiting.setdefault(missing, []).append((rank, number))
@@ -100,6 +100,14 @@ def _finish(tasks, p, itemsize, machine):
             ready.append((rank, number + 1))
             ready += waiting.pop((rank, number + 1), ())
     return max(ends, default=0.0)
+
+
+def _others(task, tasks):
+    """The tasks without which one does not end: a message's other end, a fence on other ranks."""
+    found = [task]
+    while found[-1].match >= 0 and tasks[found[-1].match] is not task:
+        found.append(tasks[found[-1].match])
+    return found[1:]
 
 
 def _end_of_round(here, start, tasks, began, itemsize, machine):
@@ -117,10 +125,8 @@ def _end_of_round(here, start, tasks, began, itemsize, machine):
         elif task.kind in MOVES:
             sending += machine.beta * nbytes
         elif task.kind == "fence":
-            everyone = [task]
-            while tasks[everyone[-1].match] is not task:
-                everyone.append(tasks[everyone[-1].match])
-            sending = max(began[t.rank, t.round] for t in everyone) + machine.alpha
+            everyone = [start, *(began[t.rank, t.round] for t in _others(task, tasks))]
+            sending = max(everyone) + machine.alpha
         if task.kind in REDUCES:
             after += machine.gamma * nbytes
     return max(sending, receiving) + after

@@ -10,6 +10,8 @@ all that stands before it on any rank.
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from .program import Chunk, ProgramError
+
 
 @dataclass(slots=True)
 class Task:
@@ -40,30 +42,41 @@ class Task:
     match: int = -1
 
 
-class GraphError(ValueError):
+class GraphError(ProgramError):
     """A program that cannot be lowered; the message names rank, round and source line."""
+
+
+def _wrong(task, words):
+    return GraphError(f"rank {task.rank}, round {task.round}: {words}", task.rank, task.round,
+                      task.line, task.chunk)
 
 
 def lower(program, size, n, **options):
     """The tasks of `program` on `size` ranks for a buffer of n elements, as a list.
 
-    options: root, counts, topo, as in Program.trace. Raises GraphError if an operation of a round
-    overwrites what another of it uses, if a message has no other end or one of another length, if
-    a one-sided operation leaves its peer's buffer, or if ranks differ in their number of fences.
+    options: root, counts, topo, as in Program.trace. Errors: see lower_traces.
     """
-    traces = [program.trace(rank, size, n, **options) for rank in range(size)]
+    return lower_traces([program.trace(rank, size, n, **options) for rank in range(size)])
+
+
+def lower_traces(traces):
+    """The tasks of a program of which `traces` are the ranks' traces, in order, as a list.
+
+    Raises GraphError if an operation of a round overwrites what another of it uses, if a message
+    has no other end or one of another length, if a one-sided operation leaves its peer's buffer,
+    or if ranks differ in their number of fences.
+    """
     tasks = []
     for rank, trace in enumerate(traces):
         _lower_rank(tasks, rank, trace.rounds)
     _match(tasks)
-    _fences(tasks, size)
+    _fences(tasks, len(traces))
     for task in tasks:
         if task.remote is not None:
             length = traces[task.peer].buffers.get(task.remote.buffer, 0)
             if not 0 <= task.remote.start <= task.remote.stop <= length:
-                raise GraphError(f"rank {task.rank}, round {task.round}: {task.kind} at "
-                                 f"{task.remote} of rank {task.peer}, which has {length} elements "
-                                 f"there ({task.line})")
+                raise _wrong(task, f"{task.kind} at {task.remote} of rank {task.peer}, which "
+                                   f"has {length} elements there ({task.line})")
     return tasks
 
 
@@ -72,16 +85,19 @@ READS = ("send", "recv_reduce", "reduce", "put", "get_reduce")  # their chunk
 
 
 def _accesses(op):
-    """(chunk, reads, writes) of an operation in its own rank's memory."""
+    """(chunk, reads, writes) of an operation. Of a peer's memory the buffer is "rank 1's x": what
+    one rank does there in several rounds is ordered too."""
     yield op.chunk, op.kind in READS, op.kind in WRITES
     if op.source is not None:
         yield op.source, True, False
+    if op.remote is not None:
+        there = Chunk(f"rank {op.peer}'s {op.remote.buffer}", op.remote.start, op.remote.stop)
+        yield there, op.kind != "put", op.kind == "put"
 
 
 def _lower_rank(tasks, rank, rounds):
     """Append one rank's tasks with their dependencies."""
-    history = _History({c for ops in rounds for op in ops for c in (op.chunk, op.source)
-                        if c is not None})
+    history = _History([chunk for ops in rounds for op in ops for chunk, *_ in _accesses(op)])
     epoch, since, fence = 0, [], None
     for number, ops in enumerate(rounds):
         batch = []
@@ -100,15 +116,14 @@ def _lower_rank(tasks, rank, rounds):
             for chunk, reads, writes in _accesses(op):
                 clash = history.note(task, chunk, reads, writes, number, tasks)
                 if clash is not None:
-                    raise GraphError(
-                        f"rank {rank}, round {number}: {task.kind} of {chunk} ({task.line}) and "
-                        f"{clash.kind} of {clash.chunk} ({clash.line}) touch the same elements, "
-                        f"and one of them writes")
+                    raise _wrong(
+                        task, f"{task.kind} of {chunk} ({task.line}) and {clash.kind} of "
+                              f"{clash.chunk} ({clash.line}) touch the same elements, and one of "
+                              f"them writes")
         since += [task.id for task in batch]
         fences = [task for task in batch if task.kind == "fence"]
         if fences and len(batch) > 1:
-            raise GraphError(f"rank {rank}, round {number}: a fence stands alone in its round "
-                             f"({fences[0].line})")
+            raise _wrong(fences[0], f"a fence stands alone in its round ({fences[0].line})")
         if fences:
             epoch, since, fence = epoch + 1, [], fences[0].id
 
@@ -119,9 +134,11 @@ def _fences(tasks, size):
     for task in tasks:
         if task.kind == "fence":
             by_rank[task.rank].append(task)
-    if len({len(fences) for fences in by_rank}) > 1:
-        counts = ", ".join(str(len(fences)) for fences in by_rank)
-        raise GraphError(f"ranks pass different numbers of fences: {counts}")
+    counts = [len(fences) for fences in by_rank]
+    if len(set(counts)) > 1:
+        odd = min(range(size), key=lambda rank: counts.count(counts[rank]))
+        raise GraphError(f"ranks pass different numbers of fences: rank {odd} passes {counts[odd]} "
+                         f"of {', '.join(map(str, counts))}", odd)
     for event in zip(*by_rank):
         for task, other in zip(event, event[1:] + event[:1]):
             task.match = other.id
@@ -181,16 +198,15 @@ def _match(tasks):
         key = (task.peer, task.rank, task.channel)
         sends, k = waiting.get(key, []), taken.get(key, 0)
         if k == len(sends):
-            raise GraphError(f"rank {task.rank}, round {task.round}: nothing is sent to this "
-                             f"{task.kind} from rank {task.peer} ({task.line})")
+            raise _wrong(task, f"nothing is sent to this {task.kind} from rank {task.peer} "
+                               f"({task.line})")
         other = sends[k]
         taken[key] = k + 1
         if len(other.chunk) != len(task.chunk):
-            raise GraphError(f"rank {task.rank}, round {task.round}: {task.kind} of {task.chunk} "
-                             f"({task.line}) meets send of {other.chunk} ({other.line})")
+            raise _wrong(task, f"{task.kind} of {task.chunk} ({task.line}) meets send of "
+                               f"{other.chunk} of rank {other.rank} ({other.line})")
         task.match, other.match = other.id, task.id
     for (source, target, _), sends in waiting.items():
         k = taken[(source, target, _)]
         if k < len(sends):
-            raise GraphError(f"rank {source}, round {sends[k].round}: rank {target} never "
-                             f"receives this send ({sends[k].line})")
+            raise _wrong(sends[k], f"rank {target} never receives this send ({sends[k].line})")

@@ -158,6 +158,15 @@ def fence():
     return Op("fence", Chunk("x", 0, 0), line=_here())
 
 
+class ProgramError(ValueError):
+    """What is wrong with a program: of which `rank` (from 0), `round` (from 0), source `line`
+    ("file:number") and `chunk`; None where it is not one of them that is to blame."""
+
+    def __init__(self, words, rank=None, round=None, line=None, chunk=None):
+        super().__init__(words)
+        self.rank, self.round, self.line, self.chunk = rank, round, line, chunk
+
+
 class Trace(NamedTuple):
     """A program for one rank: `rounds`, a tuple of tuples of Op, and {buffer: its length}."""
     rounds: tuple
@@ -213,8 +222,8 @@ class Program:
         """The Trace of `rank` in a group of `size` for n elements.
 
         options: root, counts (a tuple of tuples), topo; those that the program does not want are
-        left aside. Raises ValueError if the program cannot serve the group; TypeError, ValueError
-        naming rank, round and source line for what is not an operation of this group.
+        left aside. Raises ValueError if the program cannot serve the group; TypeError and
+        ProgramError, naming rank, round and source line, for what is no operation of this group.
         """
         if reason := self.refusal(size):
             raise ValueError(reason)
@@ -235,7 +244,8 @@ class Program:
                                     f"operation ({_line(generator)})")
                 problem = self._problem(op, rank, size, lengths)
                 if problem is not None:
-                    raise ValueError(f"{where}: {problem} ({op.line})")
+                    raise ProgramError(f"{where}: {problem} ({op.line})", rank, len(rounds),
+                                       op.line, op.chunk)
             rounds.append(ops)
         return Trace(tuple(rounds), lengths)
 

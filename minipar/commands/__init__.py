@@ -1,0 +1,2 @@
+"""Commands of `minipar` that look at programs and graphs; each module's main(argv) returns the
+exit status."""

@@ -1,0 +1,54 @@
+"""The programs that a command is about: those of a file, or those that come with minipar."""
+
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+
+from ..comm import algorithms  # noqa: F401  (registers them)
+from ..comm.program import ALGORITHMS, Program
+from ..options import UsageError
+
+
+def built_in():
+    """The registered programs, kind by kind."""
+    return [program for table in ALGORITHMS.values() for program in table.values()]
+
+
+def programs_of(path):
+    """The Programs that a Python file defines, registered or not, in the order of their names'
+    first use.
+
+    The file is run as a module; what lies beside it can be imported. Raises UsageError if there is
+    no such file, if it cannot be run, or if there is no program in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no file {path}")
+    before = {id(program) for program in built_in()}
+    spec = importlib.util.spec_from_file_location(f"minipar_user_{path.stem}", path)
+    if spec is None:
+        raise UsageError(f"{path} is not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look it up
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{path} cannot be run: {_in_a_line(error, path)}") from None
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    found = {id(p): p for p in [*vars(module).values(), *built_in()]
+             if isinstance(p, Program) and id(p) not in before}
+    if not found:
+        raise UsageError(f"there is no program in {path}: decorate a generator with @collective")
+    return list(found.values())
+
+
+def _in_a_line(error, path):
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if Path(frame.filename) == path]
+    where = f" (line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}{where}"
