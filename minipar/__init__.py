@@ -12,3 +12,10 @@ from .tensor import Tensor, from_numpy, tensor
 from .ops import *  # noqa: F401,F403  (minipar.exp, minipar.matmul, ... as in PyTorch)
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name == "launch":  # brings the whole of `comm`, which a program without ranks does not need
+        from .comm import launch
+        return launch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 
-from .launch import BuildError, EmulationError, compiler, signatures
-from .launch.emulated import MAX_THREADS, Library
-from .launch.source import ELEMENTS, SCALARS
+from .execution import BuildError, EmulationError, compiler, signatures
+from .execution.emulated import MAX_THREADS, Library
+from .execution.source import ELEMENTS, SCALARS
 
 _EXAMPLE = """arguments of the kernel:
   n=1000  a=0.5                   numbers

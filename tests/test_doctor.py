@@ -11,7 +11,7 @@ from importlib import import_module
 import pytest
 
 from launch import ROOT, python
-from minipar import cli, doctor, launch
+from minipar import cli, doctor, execution
 from minipar.doctor import Machine, examine
 from minipar.doctor.hardware import compiler, cpu_quota
 from minipar.doctor.mpi import family, fit
@@ -205,7 +205,7 @@ def test_the_compiler_is_the_one_that_builds_the_kernels(monkeypatch):
         monkeypatch.delenv("CXX", raising=False)
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        used = launch.compiler()
+        used = execution.compiler()
         value = next(compiler(Machine())).value
         assert value.startswith(f"{shutil.which(used[0])} (" if used else "none")
 

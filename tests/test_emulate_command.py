@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from launch import python
 
-from minipar import launch
+from minipar import execution
 from minipar.cli import main
-from minipar.launch import BuildError, EmulationError
-from minipar.launch.emulated import Library, _shape
-from minipar.launch.rewrite import shared_declarations
+from minipar.execution import BuildError, EmulationError
+from minipar.execution.emulated import Library, _shape
+from minipar.execution.rewrite import shared_declarations
 
 needs_compiler = pytest.mark.skipif(
-    launch.compiler() is None or sys.platform != "linux",
+    execution.compiler() is None or sys.platform != "linux",
     reason="kernels are emulated with a C++ compiler, on Linux")
 
 STUDENT = r"""

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minipar import launch
-from minipar.launch import EmulationError
-from minipar.launch.emulated import Library
-from minipar.launch.source import signatures
+from minipar import execution
+from minipar.execution import EmulationError
+from minipar.execution.emulated import Library
+from minipar.execution.source import signatures
 
 pytestmark = pytest.mark.skipif(
-    launch.compiler() is None or sys.platform != "linux",
+    execution.compiler() is None or sys.platform != "linux",
     reason="kernels are emulated with a C++ compiler, on Linux")
 
 FOLDER = Path(__file__).parent / "emulator"

@@ -12,13 +12,13 @@ from kernel_cases_images import Whole
 
 import minipar.ops
 import minipar.optim
-from minipar import launch
+from minipar import execution
 from minipar.context import current, set_kernels
-from minipar.launch import BuildError, Kernel, executions, kernels_folder, signatures
-from minipar.launch.gpu import ARCHITECTURES, cubin
+from minipar.execution import BuildError, Kernel, executions, kernels_folder, signatures
+from minipar.execution.gpu import ARCHITECTURES, cubin
 
 needs_compiler = pytest.mark.skipif(
-    launch.compiler() is None or sys.platform != "linux",
+    execution.compiler() is None or sys.platform != "linux",
     reason="kernels are emulated with a C++ compiler, on Linux")
 
 
@@ -78,7 +78,7 @@ def test_an_emulated_kernel_has_no_error_and_agrees_with_float64(name, dtype, em
 
 @needs_compiler
 def test_an_operation_runs_emulated(emulated, monkeypatch):
-    from minipar.launch.emulated import Library
+    from minipar.execution.emulated import Library
     launches = []
     launch_ = Library.launch
     monkeypatch.setattr(Library, "launch",
@@ -126,7 +126,7 @@ def test_a_kernel_without_the_execution_asked_for_leaves_it_to_numpy(
         emulated, monkeypatch, tmp_path, capsys):
     (tmp_path / "twice.cu").write_text("// executions: gpu, compiled\n"
                                        "__global__ void twice(real *x) {}")
-    monkeypatch.setattr(launch, "kernels_folder", lambda: tmp_path)
+    monkeypatch.setattr(execution, "kernels_folder", lambda: tmp_path)
     for _ in range(2):
         assert Kernel("twice.cu", "twice").build(np.dtype(np.float32)) is None
     assert capsys.readouterr().err == ("minipar: kernels run as NumPy reference: twice.cu has no "

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import minipar as mp
-from minipar import launch
+from minipar import execution
 from minipar.context import current, set_kernels
 from minipar.nn import Parameter
 from minipar.nn import functional as F
 from minipar.optim import SGD, AdamW
 
 pytestmark = pytest.mark.skipif(
-    launch.compiler() is None or sys.platform != "linux",
+    execution.compiler() is None or sys.platform != "linux",
     reason="kernels are emulated with a C++ compiler, on Linux")
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from kernel_cases import ELEMENTWISE, gelu_none, reference_loss, sigmoid, silu, softmax
 
-from minipar import launch, random
-from minipar.launch import Kernel
+from minipar import execution, random
+from minipar.execution import Kernel
 
 pytestmark = [
-    pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler"),
+    pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler"),
     pytest.mark.filterwarnings("error")]
 
 GUARD, POISON = 3, 77  # GUARD elements lie before and after; 3 floats is no alignment of vectors

@@ -7,14 +7,14 @@ import pytest
 from gradcheck import gradcheck
 
 import minipar as mp
-from minipar import launch
+from minipar import execution
 from minipar.context import KERNELS, set_kernels
-from minipar.launch import Kernel
+from minipar.execution import Kernel
 from minipar.nn import functional as F
 from minipar.ops import attention
 from minipar.tensor import Tensor, backward
 
-needs_compiler = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 FORWARD = Kernel("attention.cu", "attention_forward")
 BACKWARD = Kernel("attention.cu", "attention_backward")
 TOLERANCE = {np.float32: 4e-6, np.float64: 1e-14}

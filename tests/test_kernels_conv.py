@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from minipar import launch
+from minipar import execution
 from minipar.context import set_kernels
 from minipar.nn import functional as F
 from minipar.ops import mec
 from minipar.tensor import Tensor
 
-pytestmark = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 rng = np.random.default_rng(41)
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 

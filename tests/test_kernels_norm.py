@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 import minipar as mp
-from minipar import launch
+from minipar import execution
 from minipar.context import set_kernels
-from minipar.launch import Kernel
+from minipar.execution import Kernel
 from minipar.nn import functional as F
 from minipar.ops import moments
 from minipar.tensor import Tensor
 
-pytestmark = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 rng = np.random.default_rng(31)
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 LENGTHS = [1, 2, 15, 16, 31, 33, 64, 100, 127, 129, 1023]

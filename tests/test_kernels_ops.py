@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import minipar as mp
-from minipar import launch
+from minipar import execution
 from minipar.context import set_kernels
 from minipar.nn import functional as F
 from minipar.ops.dropout import keep_mask
@@ -14,7 +14,7 @@ from minipar.ops.loss import cross_entropy_sum_count
 from minipar.tensor import Tensor
 
 pytestmark = [
-    pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler"),
+    pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler"),
     pytest.mark.filterwarnings("error")]
 
 

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from minipar import launch, nn, optim
+from minipar import execution, nn, optim
 from minipar.context import KERNELS, set_kernels
-from minipar.launch import Kernel
+from minipar.execution import Kernel
 from minipar.nn.flat import flatten
 from minipar.nn.utils import clip_grad_norm_, sum_of_squares
 from minipar.tensor import Tensor
 
-needs_compiler = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 SHAPES = [(3, 4), (), (1,), (0, 2), (7, 5), (33,)]
 CASES = [
     ("SGD", dict(lr=0.1)),

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from minipar import launch
+from minipar import execution
 from minipar.context import set_kernels
-from minipar.launch import Kernel
+from minipar.execution import Kernel
 from minipar.nn import functional as F
 from minipar.ops.windows import Images
 from minipar.tensor import Tensor
 
-pytestmark = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 rng = np.random.default_rng(37)
 TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 WINDOWS = [(2, None, 0, False), (3, 2, 1, False), (3, 1, 1, False), (2, 3, 0, True),

@@ -85,7 +85,7 @@ def shared_memory(machine):
 
 
 def compiler(machine):
-    """The one that builds the kernels: `launch.compiler` looks in the same order."""
+    """The one that builds the kernels: `execution.compiler` looks in the same order."""
     for name in (*machine.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++"):
         path = machine.which(name)
         if path is not None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import Tensor
 
 BLOCK = 16384  # elements whose powers are held at a time

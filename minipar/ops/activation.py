@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from ..context import current
-from ..launch import Kernel
+from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
 from .base import by_kernel, floating, for_kernel, gradient_by_kernel, method, quiet

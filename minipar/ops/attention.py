@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .base import Like, operand, quiet, unbroadcast
 from .dropout import check_probability, keep_mask

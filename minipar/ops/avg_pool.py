@@ -6,7 +6,7 @@ the next one as it lies.
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .base import quiet
 from .softmax import ones

@@ -7,7 +7,7 @@ written once more. The others are composed of operations.
 import numpy as np
 
 from ..context import current
-from ..launch import Kernel
+from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
 from .base import Like, for_kernel, quiet

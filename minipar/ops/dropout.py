@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import random
 from ..context import current
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .base import for_kernel, quiet
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
 from .base import Like, for_kernel

@@ -16,7 +16,7 @@ from math import gcd
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from .windows import inside
 
 _DEPTHWISE = {name: Kernel("conv.cu", f"depthwise_{name}", rows="lines", width="n")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from .softmax import ones
 
 _STEPS = ("moments", "normalise", "products", "gradient")

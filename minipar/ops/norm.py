@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .base import quiet
 from .softmax import ones

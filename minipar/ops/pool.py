@@ -5,7 +5,7 @@ Averages stand in `avg_pool.py`.
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .elementwise import keep
 from .windows import Images, inside, output_size, pair, single

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .base import for_kernel, method, normal_dim, quiet
 

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from ..tensor import record
 from .base import floating, gradient_by_kernel, method, quiet
 from .elementwise import pow

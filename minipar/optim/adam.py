@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from .optimizer import Optimizer
 
 _ADAM = Kernel("optimizer.cu", "adam", elements="n")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..launch import Kernel
+from ..execution import Kernel
 from .optimizer import Optimizer
 
 _PLAIN = Kernel("optimizer.cu", "sgd", elements="n")

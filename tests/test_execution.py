@@ -10,11 +10,11 @@ import pytest
 from launch import ROOT, python
 
 import minipar as mp
-from minipar import launch
+from minipar import execution
 from minipar.context import KERNELS, set_kernels
-from minipar.launch import BuildError, Kernel, Parameter, signatures
+from minipar.execution import BuildError, Kernel, Parameter, signatures
 
-needs_compiler = pytest.mark.skipif(launch.compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 
 
 def test_signatures_are_read_from_the_source():
@@ -91,7 +91,7 @@ SOFTMAX = ("import minipar as mp, numpy as np\n"
     ({"MINIPAR_KERNELS": "reference", "CXX": "false"}, "")],
     ids=["no compiler", "a compiler that fails", "a cache that cannot be written", "reference"])
 def test_where_kernels_cannot_be_built_or_kept_the_result_is_the_same(tmp_path, setting, said):
-    if said == "cannot be written" and launch.compiler() is None:
+    if said == "cannot be written" and execution.compiler() is None:
         pytest.skip("there is no C++ compiler")
     done = python("-c", SOFTMAX, **{"MINIPAR_CACHE": str(tmp_path), **setting})
     assert done.stdout.strip() == "True" and said in done.stderr
