@@ -16,10 +16,13 @@ import time
 
 for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
+os.environ.pop("OPENBLAS_CORETYPE", None)  # each library chooses its kernels by itself
 
 import kernel_cases  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
+from threadpoolctl import threadpool_info  # noqa: E402
 
 import minipar  # noqa: E402
 
@@ -71,7 +74,10 @@ def main():
     print(f"{'geometric mean':44} {'':19} {mean:6.2f}")
     if o.json:
         about = {"machine": platform.machine(), "python": platform.python_version(),
-                 "numpy": np.__version__, "torch": torch.__version__, "threads": 1}
+                 "numpy": np.__version__, "torch": torch.__version__, "threads": 1,
+                 "blas": [f"{i['internal_api']} {i.get('architecture')}" for i in
+                          threadpool_info() if i["user_api"] == "blas"],
+                 "torch_cpu": torch.backends.cpu.get_cpu_capability()}
         with open(o.json, "w") as file:
             json.dump({"about": about, "geometric_mean": mean, "cases": rows}, file, indent=1)
 

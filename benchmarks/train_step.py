@@ -22,6 +22,7 @@ from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
+os.environ.pop("OPENBLAS_CORETYPE", None)  # each library chooses its kernels by itself
 
 import numpy as np
 

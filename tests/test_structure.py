@@ -10,7 +10,7 @@ PACKAGE = ROOT / "minipar"
 
 # Layers, lowest first. A module imports from its own layer and from lower ones.
 LAYERS = [
-    {"blas", "dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution"},
+    {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution"},
     {"ops"},
     {"nn", "optim", "models"},
     {"comm"},
