@@ -117,7 +117,10 @@ class Library:
         table = (ctypes.c_void_p * max(1, len(pointers)))(*pointers)
         size = (ctypes.c_uint * 6)(*grid, *block)
         call = ctypes.cast(self._dll[f"minipar_kernel_{name}"], ctypes.c_void_p)
-        if n := self._dll.minipar_run(call, table, size, dynamic, reverse, self._padding):
+        n = self._dll.minipar_run(call, table, size, dynamic, reverse, self._padding)
+        if n < 0:
+            raise MemoryError(f"no memory for the stacks of {np.prod(block)} threads")
+        if n:
             describe = Describer(self._lines, grid, block, self._state)
             order = "descending" if reverse else "ascending"
             found = "\n".join(map(describe, self._dll.minipar_findings()[:n]))

@@ -203,15 +203,20 @@ static void fault(int signal, siginfo_t *about, void *context) {
     stop();
 }
 
+static char *stacks;  // of the threads of a block, while a kernel runs
+
+// A guard page below each stack, and so two mappings: they are given back after the launch, for a
+// process may have 65,530 of them, and every built file would keep its own.
+static bool map_stacks() {
+    size_t each = STACK_BYTES + GUARD_BYTES;
+    stacks = (char *)mmap(nullptr, each * count, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    for (int i = 0; stacks != MAP_FAILED && i < count; i++)
+        mprotect(stacks + i * each, GUARD_BYTES, PROT_NONE);
+    return stacks != MAP_FAILED;
+}
+
 static void start_block(int number) {
-    static char *stacks = [] {
-        size_t each = STACK_BYTES + GUARD_BYTES;
-        char *all = (char *)mmap(nullptr, each * MAX_THREADS, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        for (int i = 0; all != MAP_FAILED && i < MAX_THREADS; i++)
-            mprotect(all + i * each, GUARD_BYTES, PROT_NONE);
-        return all;
-    }();
     block = number;
     blockIdx = place_in(number, gridDim);
     block_start = ++interval;
@@ -305,13 +310,15 @@ EXPORT int minipar_run(void (*function)(void **), void **values, const unsigned 
     for (int i = 0; i < 3; i++) sigaction(signals[i], &action, &kept[i]);
 
     int total = int(size[0] * size[1] * size[2]);
+    if (!map_stacks()) total = 0;
     for (int b = 0; b < total && !stopped; b++) run_block(reverse ? total - 1 - b : b, reverse);
+    if (stacks != MAP_FAILED) munmap(stacks, (STACK_BYTES + GUARD_BYTES) * count);
 
     for (int i = 0; i < 3; i++) sigaction(signals[i], &kept[i], nullptr);
     sigaltstack(&previous, nullptr);
     forget();
     fflush(stdout);
-    return n_findings;
+    return stacks == MAP_FAILED ? -1 : n_findings;
 }
 EXPORT const Finding *minipar_findings() { return findings; }
 
