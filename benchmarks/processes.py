@@ -63,7 +63,8 @@ def main():
     print(f"{'bytes':>10} {'mpi us':>10}" + "".join(f"{way + ' / mpi':>21}" for way in ours))
     for size in SIZES:
         ratios = [best[way][size] / best["mpi"][size] for way in ours]
-        print(f"{size:>10} {best['mpi'][size] * 1e6:>10.1f}" + "".join(f"{r:21.2f}" for r in ratios))
+        print(f"{size:>10} {best['mpi'][size] * 1e6:>10.1f}"
+              + "".join(f"{r:21.2f}" for r in ratios))
     if o.json:
         with open(o.json, "w") as file:
             json.dump({"ranks": o.ranks, "seconds": best}, file, indent=1)

@@ -12,7 +12,7 @@ from functools import wraps
 
 from . import dtypes, random
 
-KERNELS = ("reference", "compiled", "emulated")  # how the arithmetic of operations with kernels runs
+KERNELS = ("reference", "compiled", "emulated")  # how operations that have a kernel run
 
 _local = threading.local()
 

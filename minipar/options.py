@@ -7,6 +7,7 @@ from pathlib import Path
 from .comm.program import ALGORITHMS
 from .comm.select import names
 from .comm.world import is_launched
+from .context import KERNELS
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -73,7 +74,8 @@ def parser():
         help="after the warm-up: cosine decay to a tenth (default), or constant")
     add("--warmup", type=_number(int, 0), default=10, metavar="STEPS",
         help="steps of linear warm-up (default 10)")
-    add("--optimizer", type=_one_of(OPTIMIZERS), default="adamw", help="adamw (default), adam or sgd")
+    add("--optimizer", type=_one_of(OPTIMIZERS), default="adamw",
+        help="adamw (default), adam or sgd")
     add("--momentum", type=_number(float, 0, 1), default=0.9, help="of sgd (default 0.9)")
     add("--weight-decay", type=_number(float, 0), default=0.01, help="default 0.01")
     add("--clip", type=positive, metavar="NORM", help="clip the global gradient norm")
@@ -99,6 +101,8 @@ def parser():
     add("--dp", type=count, help="data-parallel ranks: all of them, if given")
     add("--algorithm", default="ring", help="all-reduce: " + ", ".join(names("all_reduce")))
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
+    add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
+        "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")
     add("--metrics", metavar="FILE.jsonl", help="write one JSON object a line")
     add("--trace", metavar="FILE", help="record every message, forward, backward and wait of "
         "all ranks, for Perfetto or chrome://tracing")

@@ -25,7 +25,8 @@ from .build import build_model, build_optimizer, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
 from .comm import RankFailed, launch, world
 from .comm.world import is_launched, launched_rank
-from .context import batch_position, current, manual_seed, no_grad, set_default_dtype
+from .context import (batch_position, current, manual_seed, no_grad, set_default_dtype,
+                      set_kernels)
 from .data import GlobalBatchSampler
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
@@ -128,6 +129,8 @@ class Job:
         self.begin = time.perf_counter()
         manual_seed(o.seed)
         set_default_dtype(o.dtype)
+        if o.kernels:
+            set_kernels(o.kernels)
         self.folder = CheckpointFolder(o.checkpoint, o.checkpoint_keep) if o.checkpoint else None
         try:
             self.data = datasets.load(o.data, block_size=o.block_size,

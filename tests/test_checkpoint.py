@@ -158,7 +158,8 @@ def test_no_whole_checkpoint_is_an_error_of_one_line(tmp_path):
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64, b"\x08" + bytes(7) + b"{}      "],
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 64,
+                                     b"\x08" + bytes(7) + b"{}      "],
                          ids=["empty", "garbage", "a header of 2^64 bytes", "no tensors"])
 def test_a_weights_file_that_is_none_is_a_value_error_or_empty(tmp_path, content):
     path = tmp_path / "w.safetensors"

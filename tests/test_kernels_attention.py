@@ -276,7 +276,7 @@ def test_what_is_not_finite_stands_where_it_stands_in_the_reference():
         for other in found[1:]:
             np.testing.assert_array_equal(np.isnan(found[0][0]), np.isnan(other[0]))
             for ours, theirs in zip(found[0], other, strict=True):
-                finite = np.isfinite(ours)  # an infinity of one may be the NaN of another's gradient
+                finite = np.isfinite(ours)  # one's infinity may be another's NaN in a gradient
                 np.testing.assert_array_equal(finite, np.isfinite(theirs))
                 np.testing.assert_allclose(ours[finite], theirs[finite], rtol=1e-4, atol=1e-5)
 

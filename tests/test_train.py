@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from launch import mpirun, python
+from minipar.context import KERNELS
 
 
 def train(n, *args, timeout=90):
@@ -172,3 +173,14 @@ def test_a_gpt_learns_and_writes(tmp_path):
     assert done.returncode == 0, done.stderr
     losses = [e["loss"] for e in events(tmp_path / "m") if e["event"] == "step"]
     assert losses[0] == pytest.approx(np.log(63), abs=0.1) and losses[-1] < 3.4
+
+
+def test_the_job_gives_the_same_result_on_every_kind_of_kernels(tmp_path):
+    losses = {}
+    for kernels in KERNELS:
+        done = python("-m", "minipar.train", "--steps", "12", "--kernels", kernels, "--clip", "1",
+                      "--metrics", tmp_path / kernels)
+        assert done.returncode == 0, done.stderr
+        losses[kernels] = [e["loss"] for e in events(tmp_path / kernels) if "loss" in e]
+    for kernels in KERNELS:
+        np.testing.assert_allclose(losses[kernels], losses["reference"], rtol=1e-5)

@@ -143,7 +143,8 @@ def lower_bounds(kind, p, nbytes):
     table = {"all_reduce": (steps, 2 * share, share), "reduce_scatter": (steps, share, share),
              "all_gather": (steps, share, 0), "broadcast": (steps, nbytes if p > 1 else 0, 0),
              "reduce": (steps, nbytes if p > 1 else 0, share), "gather": (steps, share, 0),
-             "scatter": (steps, share, 0), "all_to_all": (steps, share, 0), "barrier": (steps, 0, 0)}
+             "scatter": (steps, share, 0), "all_to_all": (steps, share, 0),
+             "barrier": (steps, 0, 0)}
     if kind not in table:
         raise ValueError(f"no lower bounds for {kind!r}: there are {', '.join(table)}")
     return dict(zip(("alphas", "betas", "gammas"), table[kind]))
