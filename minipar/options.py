@@ -99,7 +99,8 @@ def parser():
     add("--launcher", type=_one_of(LAUNCHERS), default="processes",
         help="what --ranks starts: processes (default), threads, or mpi")
     add("--dp", type=count, help="data-parallel ranks: all of them, if given")
-    add("--algorithm", default="ring", help="all-reduce: " + ", ".join(names("all_reduce")))
+    add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
+        + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
         "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")
@@ -110,7 +111,31 @@ def parser():
     return p
 
 
+def _users_program(path, name, world_size):
+    """The all-reduce of that name in a file, if it is right for so many ranks."""
+    from .commands.programs import programs_of  # which knows the errors of this file
+    from .comm.verify import VerificationError, verify
+    found = {p.name: p for p in programs_of(path) if p.kind.name == "all_reduce"}
+    if name not in found:
+        raise UsageError(f"argument --algorithm: no all_reduce program {name!r} in {path}: there "
+                         f"are {', '.join(found) or 'none'}")
+    if reason := found[name].refusal(world_size):
+        raise UsageError(f"argument --algorithm: {reason}")
+    try:
+        verify(found[name], world_size)
+    except VerificationError as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"argument --algorithm: {name} is wrong: {first} (the whole story: "
+                         f"minipar verify {path} --ranks {world_size})") from None
+    return found[name]
+
+
 def _check_algorithm(o, world_size):
+    """Set `o.program`, what data parallelism reduces with: a name, or a Program of the user's."""
+    o.program = o.algorithm
+    if ".py:" in o.algorithm:
+        o.program = _users_program(*o.algorithm.rsplit(":", 1), world_size)
+        return
     valid = names("all_reduce")
     if o.algorithm not in valid:
         near = difflib.get_close_matches(o.algorithm, valid, n=3) or valid

@@ -148,7 +148,7 @@ class Job:
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
-                                             algorithm=o.algorithm)
+                                             algorithm=o.program)
         self.optimizer = build_optimizer(o, self.model)
         if self.first_step:
             self.optimizer.load_named_state(module, optimizer_state)

@@ -35,7 +35,7 @@ class Fake(Machine):
     executable, environ, cores, is_root = "/env/bin/python", {}, 8, False
 
     def __init__(self, library=MPICH, programs=None, files=None, packages=None):
-        self.library, self.files = library, files or {}
+        self.mpi_text, self.files = library, files or {}
         self.programs = {"/env/bin/mpirun": HYDRA} if programs is None else programs
         self.packages = dict.fromkeys(doctor.REQUIRED, "1.2") if packages is None else packages
         self.path = ["/env/bin", "/usr/bin"]
@@ -53,7 +53,7 @@ class Fake(Machine):
         return self.packages.get(distribution)
 
     def run(self, *command):
-        answer = self.library if command[0] == self.executable else self.programs[command[0]]
+        answer = self.mpi_text if command[0] == self.executable else self.programs[command[0]]
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -139,7 +139,7 @@ def test_what_open_mpi_refuses_is_said_before_it_does(root, cores, environ, expe
     machine = Fake(OPEN_MPI, {"/env/bin/mpirun": PRRTE})
     machine.is_root, machine.cores, machine.environ = root, cores, environ
     assert blocks(machine) == expected
-    machine.library, machine.programs = MPICH, {"/env/bin/mpirun": HYDRA}
+    machine.mpi_text, machine.programs = MPICH, {"/env/bin/mpirun": HYDRA}
     assert blocks(machine) == []  # MPICH refuses neither
 
 

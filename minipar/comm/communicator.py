@@ -7,7 +7,7 @@ import numpy as np
 
 from ..context import current
 from .collectives import Collectives, read, written
-from .library import LibraryPlan
+from .mpi_plan import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
 from .select import LIBRARY, SHARED, select

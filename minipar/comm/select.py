@@ -3,7 +3,7 @@
 import difflib
 
 from . import algorithms  # noqa: F401  (registers them)
-from .library import LIBRARY
+from .mpi_plan import LIBRARY
 from .program import ALGORITHMS, Program
 
 KIB = 1024

@@ -43,8 +43,8 @@ class Mpi(Transport):
             message.Free()
 
     def collective(self, kind, arrays, op, root, counts):
-        from . import library
-        return library.collective(self.comm, kind, arrays, op, root, counts)
+        from . import mpi_collectives
+        return mpi_collectives.collective(self.comm, kind, arrays, op, root, counts)
 
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
