@@ -6,14 +6,12 @@ of all. Plans run one-sided operations in them.
 Between processes a segment is an anonymous file in memory, which the others open through /proc:
 it has no name, so nothing is left behind however ranks end; it is not limited by the size of
 /dev/shm; and its pages are reserved when it is made, so that a lack of memory is an error then
-and not a SIGBUS later. Linux only: elsewhere ranks send messages.
+and not a SIGBUS later. Linux on x86 only: elsewhere ranks send messages.
 """
 
 import hashlib
 import mmap
 import os
-import sys
-import threading
 
 import numpy as np
 
@@ -48,13 +46,11 @@ class Fence:
                        for r in range(len(window.segments))]
         self._mine = self._marks[window.rank]
         self._count = self._mine[0]
-        self._order = threading.Lock()
 
     def arrive(self):
         """Come to the next fence: what this rank has written before is seen by who passes it."""
         self._count += 1
-        with self._order:  # elsewhere than on x86, its atomic operations put stores in order
-            self._mine[0] = self._count
+        self._mine[0] = self._count  # on x86, after what was written before it
 
     def passed(self):
         """Whether all ranks have come to the fence that this rank is at."""
@@ -62,8 +58,7 @@ class Fence:
         for mark in self._marks:
             if mark[0] < count:
                 return False
-        with self._order:
-            return True
+        return True
 
 
 class Arena:
@@ -107,15 +102,14 @@ def _lines(nbytes):
 
 
 def memory_key():
-    """A number that is equal for processes that can map each other's memory; 0 for none can."""
-    if sys.platform != "linux" or os.environ.get("MINIPAR_SHARED_MEMORY") == "off":
-        return 0
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            about = f"{file.read()} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
-    except OSError:
-        return 0
-    return int.from_bytes(hashlib.blake2b(about.encode(), digest_size=7).digest(), "little")
+    """A number that is equal for processes that can map each other's memory; 0 for none can.
+
+    Only where stores become visible in order, as a fence between processes needs it.
+    """
+    from .transport.shared import machine  # which needs sockets
+    about = machine()
+    digest = hashlib.blake2b(repr(about).encode(), digest_size=7).digest()
+    return 0 if about is None else int.from_bytes(digest, "little")
 
 
 def mapped_segments(comm, nbytes):
