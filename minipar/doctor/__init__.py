@@ -18,7 +18,7 @@ REQUIRED = ("numpy", "mpi4py", "threadpoolctl", "tqdm", "safetensors")
 # What optional packages are for: {distribution: (extra of setup.py or None, use)}.
 OPTIONAL = {"torch": ("peers", "the tests that compare with PyTorch"),
             "Pillow": ("images", "data sets that are image files"),
-            "matplotlib": (None, "plots of your own"),
+            "matplotlib": ("viz", "plots of benchmarks"),
             "cloudpickle": ("notebook", "functions of a notebook on several processes")}
 
 
