@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # Open MPI refuses root and more ranks than cores unless told; MPICH ignores these.
-_SETTINGS = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+SETTINGS = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
              "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
              "OMPI_MCA_rmaps_base_oversubscribe": "1",
              "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -28,7 +28,7 @@ def launcher():
 
 def _run(command, timeout, extra):
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, **_SETTINGS, **extra,
+    environment = {**os.environ, **SETTINGS, **extra,
                    "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)

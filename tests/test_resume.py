@@ -1,6 +1,7 @@
 """Runs that are interrupted and go on: the same bits as if nothing had happened."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from launch import ROOT, launcher, mpirun, python
+from launch import ROOT, SETTINGS, launcher, mpirun, python
 
 from minipar import options, train
 from minipar.checkpoint import CheckpointFolder, save_file
@@ -187,7 +188,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_job_cleanly(n, number, tmp_pa
     command = [*start, sys.executable, *LONG, "--steps", "100000", "--checkpoint", folder.path,
                "--metrics", tmp_path / "m"]
     process = subprocess.Popen([*map(str, command)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
+                               stderr=subprocess.STDOUT, env={**os.environ, **SETTINGS})
     deadline = time.monotonic() + 30
     while not (tmp_path / "m").exists() or (tmp_path / "m").stat().st_size < 2000:
         assert time.monotonic() < deadline and process.poll() is None
