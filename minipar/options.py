@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 from pathlib import Path
 
 from .comm.program import ALGORITHMS
@@ -155,6 +156,9 @@ def parse(argv, world_size):
     Raises UsageError with one line for what cannot be; SystemExit(0) for --help.
     """
     o = parser().parse_args(argv)
+    chosen = os.environ.get("MINIPAR_KERNELS")
+    if chosen and chosen not in KERNELS:
+        raise UsageError(f"MINIPAR_KERNELS: no {chosen!r}: there are {', '.join(KERNELS)}")
     data, batch, epochs, lr = DEFAULTS[o.model]
     o.data = o.data or data
     o.batch_size = o.batch_size or batch

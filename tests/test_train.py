@@ -184,3 +184,10 @@ def test_the_job_gives_the_same_result_on_every_kind_of_kernels(tmp_path):
         losses[kernels] = [e["loss"] for e in events(tmp_path / kernels) if "loss" in e]
     for kernels in KERNELS:
         np.testing.assert_allclose(losses[kernels], losses["reference"], rtol=1e-5)
+
+
+def test_a_kind_of_kernels_that_there_is_not_is_refused_also_from_the_environment():
+    done = python("-m", "minipar.train", MINIPAR_KERNELS="fast")
+    assert done.returncode == 2
+    assert said(done) == ["minipar: error: MINIPAR_KERNELS: no 'fast': there are reference, "
+                          "compiled, emulated"]
