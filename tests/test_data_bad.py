@@ -5,6 +5,7 @@ hand from them. Damage at random places: test_data_damage.py.
 """
 
 import builtins
+import contextlib
 import gzip
 import io
 import os
@@ -15,7 +16,7 @@ import pytest
 from data_files import (GOOD_TABLE, TRAIN_IMAGES, TRAIN_LABELS, good_files, idx_bytes, idx_images,
                         png, write_images, write_mnist)
 
-from minipar import data
+from minipar import data, train
 from minipar.data.transforms import ToTensor
 
 IMAGES, LABELS = idx_images()
@@ -29,10 +30,20 @@ def check(path, named, *numbers, read=False, **options):
             for part in found.train, found.test:
                 part.get_batch(range(len(part)))
     message = str(caught.value)
+    if not (read or options):
+        refused_by_the_main_job(path, message)
     assert type(caught.value) is ValueError and "\n" not in message
     assert str(named) in message and len(message) < len(str(path)) + len(str(named)) + 220
     for number in numbers:
         assert str(number) in message.replace(str(named), ""), (number, message)
+
+
+def refused_by_the_main_job(path, message):
+    """Status 2 and one line, which is that of the loader."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert train.main(["--data", os.fspath(path), "--quiet"]) == 2
+    assert said.getvalue() == f"minipar: error: {message}\n"
 
 
 # ------------------------------------------------------------------ IDX

@@ -37,8 +37,8 @@ class Window:
 class Fence:
     """Waits of all ranks for each other through memory: a mark for each, which it counts up.
 
-    offset: of a region of 8 bytes in the window. Marks never go back, so a region that has served
-    one fence serves the next.
+    offset: of a region of 8 bytes in the window. It must never have held anything
+    else: the marks of all ranks start at 0.
     """
 
     def __init__(self, window, offset):
@@ -62,7 +62,7 @@ class Fence:
 
 
 class Arena:
-    """Windows cut into regions. Every rank takes and gives back the same ones in the same order.
+    """Windows cut into regions. Every rank takes the same ones in the same order.
 
     make: nbytes -> Window, called by all ranks together.
     """
@@ -70,23 +70,17 @@ class Arena:
     CHUNK = 4 * 2**20  # bytes of a window, if no larger one is asked for
 
     def __init__(self, make):
-        self._make, self._windows, self._given = make, [], {}
+        self._make, self._windows = make, []
         self._next = 0  # the first free byte of the last window
 
     def take(self, nbytes):
         """(window, offset) of a region. Collective."""
         nbytes = _lines(nbytes)
-        if self._given.get(nbytes):
-            return self._given[nbytes].pop()
         if not self._windows or self._next + nbytes > self._windows[-1].nbytes:
             self._windows.append(self._make(max(nbytes, self.CHUNK)))
             self._next = 0
         offset, self._next = self._next, self._next + nbytes
         return self._windows[-1], offset
-
-    def give(self, nbytes, region):
-        """Take a region back, for the next that asks for as many bytes."""
-        self._given.setdefault(_lines(nbytes), []).append(region)
 
     def find(self, array):
         """(window, offset) of an array whose memory lies in a window, or None."""
