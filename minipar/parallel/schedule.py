@@ -1,0 +1,237 @@
+"""Pipeline schedules: lists of actions, one list a rank, which print and parse as text.
+
+An action is written `3F5`: stage 3, forward, micro-batch 5. Its kinds:
+
+    F  forward                                   I  gradient of the input alone
+    B  whole backward (I and W as one)           W  gradient of the weights, some time after I
+
+A schedule says in which order a rank computes, and nothing else. Messages, the reduction of
+gradients and the optimizer's step follow from it (`lower.py`); the verifier, the simulator, the
+drawer and the runtime take any schedule, and know none by name. One is a generator, from the
+point of view of one rank:
+
+    @schedule("gpipe")
+    def gpipe(rank, ranks, microbatches):
+        for m in range(microbatches):
+            yield F(rank, m)
+        for m in range(microbatches):
+            yield B(rank, m)
+
+With v chunks a rank there are v x ranks stages; `placement` says which rank holds which.
+"""
+
+import inspect
+import re
+from typing import NamedTuple
+
+COMPUTE = ("F", "B", "I", "W")
+ADDED = ("RECV_F", "SEND_F", "RECV_B", "SEND_B", "REDUCE")  # by lowering
+_ACTION = re.compile(rf"(\d+)({'|'.join(COMPUTE)})(\d+)")
+
+
+class ScheduleError(ValueError):
+    """What is wrong with a schedule: at `rank`, at position `index` of its list, if known."""
+
+    def __init__(self, words, rank=None, index=None):
+        super().__init__(words)
+        self.rank, self.index = rank, index
+
+
+class Action(NamedTuple):
+    """What a stage does for a micro-batch; both from 0. kind: of COMPUTE, or of ADDED.
+
+    RECV_F, SEND_F: receive the stage's input, send its output. RECV_B, SEND_B: receive the
+    gradient of its output, send that of its input. REDUCE: sum the gradients of its weights over
+    the data-parallel ranks; the micro-batch is then 0.
+    """
+    stage: int
+    kind: str
+    microbatch: int
+
+    def __str__(self):
+        return f"{self.stage}{self.kind}{self.microbatch}"
+
+    @classmethod
+    def parse(cls, text):
+        """The action that `text` stands for. Raises ScheduleError for other text."""
+        match = _ACTION.fullmatch(text.strip())
+        if match is None:
+            raise ScheduleError(f"no action {text.strip()!r}: an action is like 0F2, a stage, "
+                                f"one of {', '.join(COMPUTE)}, and a micro-batch")
+        return cls(int(match[1]), match[2], int(match[3]))
+
+
+def F(stage, microbatch):
+    """Forward."""
+    return Action(stage, "F", microbatch)
+
+
+def B(stage, microbatch):
+    """Whole backward: gradients of the input and of the weights."""
+    return Action(stage, "B", microbatch)
+
+
+def I(stage, microbatch):  # noqa: E743  (the letter of the papers)
+    """Gradient of the stage's input alone."""
+    return Action(stage, "I", microbatch)
+
+
+def W(stage, microbatch):
+    """Gradient of the stage's weights, after its I."""
+    return Action(stage, "W", microbatch)
+
+
+# Where stages live: {name: rank of a stage, given stage and number of ranks}.
+PLACEMENTS = {
+    "loop": lambda stage, ranks: stage % ranks,  # 0 1 2 3 0 1 2 3
+    "v": lambda stage, ranks: min(stage % (2 * ranks), 2 * ranks - 1 - stage % (2 * ranks)),
+}
+
+
+class Schedule(NamedTuple):
+    """What every rank does in one step.
+
+    name:         what a person calls it.
+    actions:      for each rank a tuple of Actions.
+    microbatches: how many there are.
+    rank_of:      for each stage the rank that holds it.
+    """
+    name: str
+    actions: tuple
+    microbatches: int
+    rank_of: tuple
+
+    @property
+    def ranks(self):
+        return len(self.actions)
+
+    @property
+    def stages(self):
+        return len(self.rank_of)
+
+    @property
+    def splits_backward(self):
+        """Whether weight gradients are postponed: whether there is any I."""
+        return any(a.kind == "I" for row in self.actions for a in row)
+
+    def stages_of(self, rank):
+        """The stages that a rank holds, in order."""
+        return [stage for stage, owner in enumerate(self.rank_of) if owner == rank]
+
+    def __str__(self):
+        """CSV: a line for each rank, its actions in order."""
+        return "\n".join(",".join(map(str, row)) for row in self.actions) + "\n"
+
+
+def parse(text, name="schedule"):
+    """The Schedule of CSV: a line for each rank, actions in order; empty cells are left out.
+
+    A stage lives on the rank whose line has its actions. Raises ScheduleError, naming line and
+    cell, for what is no action, for a stage on two ranks, and for a text without actions. Whether
+    the schedule is right is `verify_schedule`'s question.
+    """
+    rows, owner = [], {}
+    for rank, line in enumerate(text.strip().splitlines()):
+        row = []
+        for cell, word in enumerate(line.split(",")):
+            if not word.strip():
+                continue
+            try:
+                action = Action.parse(word)
+            except ScheduleError as error:
+                raise ScheduleError(f"line {rank + 1}, cell {cell + 1}: {error}", rank,
+                                    len(row)) from None
+            if owner.setdefault(action.stage, rank) != rank:
+                raise ScheduleError(f"line {rank + 1}, cell {cell + 1}: {action}: stage "
+                                    f"{action.stage} is on rank {owner[action.stage]} already",
+                                    rank, len(row))
+            row.append(action)
+        rows.append(tuple(row))
+    if not owner:
+        raise ScheduleError("a schedule has at least one action")
+    missing = [stage for stage in range(max(owner)) if stage not in owner]
+    if missing:
+        raise ScheduleError(f"stages go from 0 to {max(owner)}, but stage {missing[0]} has no "
+                            f"action")
+    count = 1 + max(action.microbatch for row in rows for action in row)
+    return Schedule(name, tuple(rows), count, tuple(owner[s] for s in range(len(owner))))
+
+
+class Scheduler:
+    """A way to make schedules for any number of ranks and micro-batches.
+
+    function:  f(rank, ranks, microbatches), with `chunks` and `times` as further parameters if it
+               wants them; yields Actions.
+    placement: a key of PLACEMENTS. chunks: stages a rank: None for any number (`chunks` is then
+               given), else that number. problem: (ranks, microbatches, chunks) -> why it cannot
+               be, in words, or None.
+    """
+
+    def __init__(self, name, function, placement="loop", chunks=1, problem=None):
+        self.name, self.function, self.placement = name, function, placement
+        self.chunks, self.problem, self.__doc__ = chunks, problem, function.__doc__
+        self._wants = set(inspect.signature(function).parameters)
+
+    def __call__(self, ranks, microbatches, chunks=None, times=None):
+        """The Schedule. Raises ScheduleError, with the arithmetic, for what cannot be.
+
+        chunks: stages a rank; the scheduler's own, or 2, if None. times: those that a scheduler
+        may plan with (Times, `simulate.py`); most ask for none.
+        """
+        chunks = chunks or self.chunks or 2
+        if min(ranks, microbatches, chunks) < 1:
+            raise ScheduleError(f"{self.name}: {ranks} ranks, {microbatches} micro-batches, "
+                                f"{chunks} chunks: each is at least 1")
+        if self.chunks is not None and chunks != self.chunks:
+            raise ScheduleError(f"{self.name} has {self.chunks} chunks a rank, not {chunks}")
+        if self.problem is not None and (words := self.problem(ranks, microbatches, chunks)):
+            raise ScheduleError(f"{self.name}: {words}")
+        options = {"chunks": chunks, "times": times}
+        options = {k: v for k, v in options.items() if k in self._wants}
+        place = PLACEMENTS[self.placement]
+        return Schedule(self.name, tuple(
+            tuple(self.function(rank, ranks, microbatches, **options)) for rank in range(ranks)),
+            microbatches, tuple(place(stage, ranks) for stage in range(chunks * ranks)))
+
+
+SCHEDULES = {}
+
+
+def schedule(name, *, placement="loop", chunks=1, problem=None):
+    """Declare a generator as a way to make schedules, and offer it by its name."""
+    def declare(function):
+        SCHEDULES[name] = Scheduler(name, function, placement, chunks, problem)
+        return SCHEDULES[name]
+    return declare
+
+
+@schedule("sequential")
+def sequential(rank, ranks, microbatches):
+    """One micro-batch at a time: forward and backward through all stages. Only one rank works."""
+    for m in range(microbatches):
+        yield F(rank, m)
+        yield B(rank, m)
+
+
+@schedule("gpipe")
+def gpipe(rank, ranks, microbatches):
+    """Huang et al. 2019: all forwards, then all backwards. Bubble (p-1)/(m+p-1); each stage keeps
+    the activations of all m micro-batches."""
+    for m in range(microbatches):
+        yield F(rank, m)
+    for m in range(microbatches):
+        yield B(rank, m)
+
+
+@schedule("1f1b")
+def one_forward_one_backward(rank, ranks, microbatches):
+    """Narayanan et al. 2019 (PipeDream-flush): as few forwards ahead as keep the pipe full. The
+    bubble of GPipe, but stage s keeps the activations of at most p - s micro-batches."""
+    ahead = min(ranks - 1 - rank, microbatches)
+    for m in range(ahead):
+        yield F(rank, m)
+    for m in range(microbatches - ahead):
+        yield F(rank, ahead + m)
+        yield B(rank, m)
+    for m in range(microbatches - ahead, microbatches):
+        yield B(rank, m)
