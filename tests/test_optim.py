@@ -312,7 +312,7 @@ def test_an_optimizer_and_ddp_share_one_flat_memory_whoever_comes_first(ddp_firs
         if not ddp_first:
             wrapped = DistributedDataParallel(model)
         flat = assert_flat(model, names)
-        assert optimizer._flats == [flat] and wrapped._flats == [flat]
+        assert optimizer._flats == [flat] and wrapped._buckets.flats == [flat]
         x = Tensor(np.full((2, 4), 1.0 + world().rank, np.float32))
         wrapped(x).sum().backward()
         optimizer.step()

@@ -21,8 +21,14 @@ class CNN(nn.Module):
         self.relu = nn.ReLU()
         self.fc = nn.Linear(channels[1] * (h // 4) * (w // 4), num_classes)
 
+    def blocks(self):
+        """Two of convolution, ReLU and pool, and the linear layer."""
+        yield nn.Block("conv1", ("conv1", "relu", "pool"), lambda x: self.pool(self.relu(self.conv1(x))))
+        yield nn.Block("conv2", ("conv2", "relu", "pool"), lambda x: self.pool(self.relu(self.conv2(x))))
+        yield nn.Block("fc", ("fc",), lambda x: self.fc(x.flatten(1)))
+
     def forward(self, x):
         """x (N, C, H, W) -> logits (N, num_classes)."""
-        x = self.pool(self.relu(self.conv1(x)))
-        x = self.pool(self.relu(self.conv2(x)))
-        return self.fc(x.flatten(1))
+        for block in self.blocks():
+            x = block.forward(x)
+        return x

@@ -114,17 +114,29 @@ class GPT(nn.Module):
                 residual = name.endswith("c_proj.weight")
                 nn.init.normal_(p, std=0.02 / (math.sqrt(2 * config.n_layer) if residual else 1))
 
-    def forward(self, index):
-        """index (B, T) integer -> logits (B, T, vocab_size). ValueError if T > block_size."""
+    def blocks(self):
+        """The embedding, every transformer block, and the head."""
+        yield nn.Block("embedding", ("transformer.wte", "transformer.wpe", "transformer.drop"),
+                       self._embed)
+        for i, block in enumerate(self.transformer.h):
+            yield nn.Block(f"h.{i}", (f"transformer.h.{i}",), block)
+        yield nn.Block("head", ("transformer.ln_f", "lm_head"),
+                       lambda x: self.lm_head(self.transformer.ln_f(x)))
+
+    def _embed(self, index):
+        """index (B, T) integer -> (B, T, n_embd). ValueError if T > block_size."""
         t = index.shape[1]
         if t > self.config.block_size:
             raise ValueError(f"gpt: {t} tokens do not fit a block of {self.config.block_size}")
-        position = Tensor(np.arange(t))
-        x = self.transformer.wte(index) + self.transformer.wpe(position)
-        x = self.transformer.drop(x)
-        for block in self.transformer.h:
-            x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))
+        x = self.transformer.wte(index) + self.transformer.wpe(Tensor(np.arange(t)))
+        return self.transformer.drop(x)
+
+    def forward(self, index):
+        """index (B, T) integer -> logits (B, T, vocab_size). ValueError if T > block_size."""
+        x = index
+        for block in self.blocks():
+            x = block.forward(x)
+        return x
 
     def generate(self, index, max_new_tokens, temperature=1.0, top_k=None, generator=None):
         """Continue index (B, T) by sampling; returns (B, T + max_new_tokens).

@@ -91,11 +91,20 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def blocks(self):
+        """The stem, every residual block, and the head."""
+        yield nn.Block("stem", ("conv1", "bn1", "relu", "maxpool"),
+                       lambda x: self.maxpool(self.relu(self.bn1(self.conv1(x)))))
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            for key, block in getattr(self, stage).named_children():
+                yield nn.Block(f"{stage}.{key}", (f"{stage}.{key}",), block)
+        yield nn.Block("head", ("avgpool", "fc"), lambda x: self.fc(self.avgpool(x).flatten(1)))
+
     def forward(self, x):
         """x (N, in_channels, H, W) -> logits (N, num_classes)."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
+        for block in self.blocks():
+            x = block.forward(x)
+        return x
 
 
 def resnet18(num_classes=1000, **options):

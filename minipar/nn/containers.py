@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from operator import index as as_index
 
+from .blocks import Block
 from .module import Module
 
 
@@ -79,6 +80,15 @@ class Sequential(_Numbered):
                 self.add_module(key, module)
         else:
             self.extend(modules)
+
+    def blocks(self):
+        """The modules as blocks, those of a Sequential in it one by one."""
+        for key, module in self._present():
+            if isinstance(module, Sequential):
+                for name, owns, forward in module.blocks():
+                    yield Block(f"{key}.{name}", tuple(f"{key}.{path}" for path in owns), forward)
+            else:
+                yield Block(key, (key,), module)
 
     def forward(self, x):
         for module in self._modules.values():

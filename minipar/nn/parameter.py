@@ -22,9 +22,12 @@ class Parameter(Tensor):
     Parameter(tensor): takes over the tensor's memory, as in PyTorch.
     Parameter.lazy(shape, initializer): `initializer(generator, shape)` returns an array; it is
     drawn in float64 and rounded to `dtype`, so that precisions share their initial weights.
+    placement: the Shard of the whole that this parameter is, None if it is the whole (`cut`).
+    counted:   whether this rank counts it in norms; False where another rank does.
     """
 
-    __slots__ = ("_shape", "_dtype", "_seed", "initializer", "_module", "_key", "name")
+    __slots__ = ("_shape", "_dtype", "_seed", "initializer", "_module", "_key", "name",
+                 "placement", "counted")
 
     def __init__(self, data, requires_grad=True):
         if not isinstance(data, Tensor):
@@ -46,6 +49,7 @@ class Parameter(Tensor):
         self._shape, self._dtype, self.initializer = shape, dtype, initializer
         self._seed = current().seed
         self._module, self._key, self.name = None, None, None
+        self.placement, self.counted = None, True
 
     # Known without memory. `array` is an unset slot until then, which costs the hot path nothing.
     shape = property(lambda self: self._shape)
@@ -76,8 +80,25 @@ class Parameter(Tensor):
     def materialize(self):
         """Allocate and fill the parameter, if it is not yet."""
         if not self.is_materialized:
-            values = self.initializer(self.generator(), self._shape)
+            values = self.initializer(self.generator(), self.whole_shape)
+            if self.placement is not None:
+                values = self.placement.take(values)
             self.array = values.astype(self._dtype, copy=False)
+
+    @property
+    def whole_shape(self):
+        """The shape of the parameter that this one is a piece of; its own if it is the whole."""
+        if self.placement is None:
+            return self._shape
+        dim, count = self.placement.dim, self.placement.count
+        return (*self._shape[:dim], self._shape[dim] * count, *self._shape[dim + 1:])
+
+    def cut(self, placement):
+        """Become one piece, a Shard, of the whole that it is; with or without memory yet."""
+        shape = placement.shape(self._shape)
+        if self.is_materialized:
+            self.array = placement.take(self.array)
+        self._shape, self.placement, self._sink = shape, placement, None
 
     def allocate(self):
         """Memory without values, for who is about to write them all; nothing if there is some."""
@@ -141,12 +162,13 @@ class Parameter(Tensor):
         else:
             array, recipe, name = None, self.initializer, self.qualified_name()
         return _remake, (type(self), array, self._shape, self.dtype, self.requires_grad, recipe,
-                         self._seed, name)
+                         self._seed, name, self.placement, self.counted)
 
 
-def _remake(cls, array, shape, dtype, requires_grad, initializer, seed, name):
+def _remake(cls, array, shape, dtype, requires_grad, initializer, seed, name, placement, counted):
     parameter = cls.lazy(*shape, initializer=initializer, dtype=dtype)
     if array is not None:
         parameter.array = array
     parameter.requires_grad, parameter._seed, parameter.name = requires_grad, seed, name
+    parameter.placement, parameter.counted = placement, counted
     return parameter

@@ -38,6 +38,8 @@ class Optimizer(Saving):
         self.defaults, self.param_groups = defaults, []
         self._state, self._order, self._steps = {}, [], np.zeros(0, np.int64)
         self.grad_norm = None  # of the last step with max_norm, before clipping
+        # From this rank's sum of squares to that of all ranks which hold other parameters.
+        self.sum_over_ranks = None
         self._extend(params if isinstance(params[0], dict) else [{"params": params}])
 
     def add_param_group(self, param_group):
@@ -115,8 +117,7 @@ class Optimizer(Saving):
                 loss = closure()
         stretches = self._stretches()
         if max_norm is not None:
-            total = sum(sum_of_squares(grad) for _, _, _, grad, _ in stretches)
-            self.grad_norm = math.sqrt(total) * abs(scale)
+            self.grad_norm = math.sqrt(self._sum_of_squares(stretches)) * abs(scale)
             # PyTorch's clip_grad_norm_, with its 1e-6. A NaN norm must reach the parameters.
             factor = max_norm / (self.grad_norm + 1e-6)
             scale *= factor if not factor > 1 else 1.0
@@ -125,6 +126,15 @@ class Optimizer(Saving):
             if not self._launch(data, grad, signed, states, group, step):
                 self._in_blocks(data, grad, signed, states, group, step)
         return loss
+
+    def _sum_of_squares(self, stretches):
+        """Of all gradients, each parameter counted once: here, or by the rank that counts it."""
+        if all(p.counted for p, *_ in self._order):
+            total = sum(sum_of_squares(grad) for _, _, _, grad, _ in stretches)
+        else:
+            total = sum(sum_of_squares(p.sink.buffer) for p, *_ in self._order
+                        if p.counted and not p.sink.fresh)
+        return total if self.sum_over_ranks is None else self.sum_over_ranks(total)
 
     def _stretches(self):
         """[(group, step, data, grad, states)] of what is to be updated: views of flat memory.

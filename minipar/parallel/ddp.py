@@ -13,17 +13,7 @@ import numpy as np
 from ..comm import world
 from ..context import current
 from ..nn import Module
-from ..nn.flat import flatten
-
-
-class _Bucket:
-    """A stretch of the flat gradient with its plan, and how many parameters it waits for."""
-
-    __slots__ = ("plan", "parameters", "missing", "front")
-
-    def __init__(self, plan, parameters, front):
-        self.plan, self.parameters, self.front = plan, parameters, front
-        self.missing = len(parameters)
+from .buckets import Buckets
 
 
 class DistributedDataParallel(Module):
@@ -51,24 +41,15 @@ class DistributedDataParallel(Module):
             raise ValueError(f"gradient is 'mean' or 'sum', not {gradient!r}")
         self.module = module.materialize()
         self.comm = world() if process_group is None else process_group
-        self._mean, self._sync = gradient == "mean", True
+        self._sync = True
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("no parameter of the module requires a gradient")
-        self._flats = flatten(parameters)
-        mine = {id(p) for p in module.parameters()}
-        if not all(id(p) in mine for flat in self._flats for p in flat.parameters):
-            raise ValueError("an optimizer holds this module's parameters together with others: "
-                             "wrap the module before making the optimizer")
-        self._buckets, self._of, self._started = [], {}, 0
-        for flat in self._flats:
-            if self.comm.size > 1 and algorithm in ("auto", "shared"):
-                # Where ranks share memory, they reduce straight from each other's gradients.
-                flat.move_gradients(self.comm.empty(flat.reduced.shape, flat.reduced.dtype))
-            self._cut(flat, max(1, int(bucket_cap_mb * 2**20)), algorithm)
+        self._buckets = Buckets(module.parameters(), self.comm, bucket_cap_mb * 2**20, algorithm,
+                                gradient == "mean")
         for p in parameters:
             p.register_post_accumulate_grad_hook(self._ready)
-        for flat in self._flats:
+        for flat in self._buckets.flats:
             self.comm.broadcast(flat.data)
         for p in module.parameters():
             if not p.requires_grad:
@@ -79,25 +60,9 @@ class DistributedDataParallel(Module):
         if not broadcast_buffers:
             self._buffer_plans = []
 
-    def _cut(self, flat, capacity, algorithm):
-        """Cut a flat gradient into buckets, from its end to its front."""
-        size, stop = flat.grad.itemsize, len(flat.grad)
-        members = []
-        for i in reversed(range(len(flat.parameters))):
-            members.append(flat.parameters[i])
-            if (stop - flat.starts[i]) * size >= capacity or i == 0:
-                # The last bucket to be complete takes the used flags along, which lie in front.
-                low = 0 if i == 0 else flat.head + flat.starts[i]
-                piece = flat.reduced[low:flat.head + stop]
-                plan = self.comm.plan("all_reduce", piece, "sum", algorithm)
-                bucket = _Bucket(plan, [p for p in members if p.requires_grad], i == 0)
-                self._buckets.append(bucket)
-                self._of.update((id(p), bucket) for p in bucket.parameters)
-                members, stop = [], flat.starts[i]
-
     def forward(self, *args, **kwargs):
-        if self._started and not current().backward_depth:
-            self._restart()
+        if self._buckets.in_flight and not current().backward_depth:
+            self._buckets.restart()
         if self._sync and self._stale:
             self._share_buffers()
         self._stale = self._stale or self.training  # a forward in training changes them
@@ -125,49 +90,15 @@ class DistributedDataParallel(Module):
             return
         after = current().after_backward
         if self._finish not in after:  # the first of this backward
-            self._restart()
+            self._buckets.restart()
             after.append(self._finish)
-        self._of[id(parameter)].missing -= 1
-        self._start_complete()
+        self._buckets.ready(parameter)
         self.comm.engine.progress()
 
-    def _restart(self):
-        """No bucket is complete; those in flight are left from a backward that raised."""
-        for bucket in self._buckets[:self._started]:
-            bucket.plan.wait()
-        for bucket in self._buckets:
-            bucket.missing = len(bucket.parameters)
-        self._started = 0
-
-    def _start_complete(self):
-        """Start complete buckets in their order, which every rank keeps.
-
-        The front one of each flat array waits for the end: the used flags travel with it.
-        """
-        while self._started < len(self._buckets):
-            bucket = self._buckets[self._started]
-            if bucket.missing or bucket.front:
-                return
-            bucket.plan.start()
-            self._started += 1
-
     def _finish(self):
-        """At the end of backward: parameters without a gradient count as 0; wait for all."""
-        for flat in self._flats:
-            for i, p in enumerate(flat.parameters):
-                flat.used[i] = not p.sink.fresh
-                if p.sink.fresh:
-                    p.sink.out_buffer()[...] = 0
-        for bucket in self._buckets[self._started:]:
-            bucket.plan.start()
-        for bucket in self._buckets:
-            bucket.plan.wait()
-        for flat in self._flats:
-            for i, p in enumerate(flat.parameters):
-                p.sink.fresh = not flat.used[i]
-            if self._mean and self.comm.size > 1:
-                np.divide(flat.grad, self.comm.size, out=flat.grad)
-        self._started = 0
+        """At the end of backward: what has not started goes now; wait for all."""
+        self._buckets.start()
+        self._buckets.finish()
 
     def state_dict(self):
         """The module's, under names that begin with `module.` as in PyTorch; on rank 0 the truth

@@ -1,0 +1,49 @@
+"""Where a parameter that is cut has its pieces: which part of the whole a rank holds.
+
+A rank-blind description, used when the parameter is made (it draws the whole and keeps its part,
+so that initial weights do not depend on the cut), and when checkpoints, hashes and norms put the
+whole together.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Piece `index` of `count` equal pieces along dimension `dim`.
+
+    parts: the dimension consists of so many equal parts, each of which is cut by itself: query,
+    key and value of one projection are 3.
+    """
+    dim: int
+    index: int
+    count: int
+    parts: int = 1
+
+    def shape(self, whole):
+        """The piece's shape, given the whole's. ValueError, with the arithmetic, if it is odd."""
+        n = whole[self.dim]
+        if n % (self.count * self.parts):
+            raise ValueError(f"{n} elements along dimension {self.dim} do not divide into "
+                             f"{self.parts} x {self.count} pieces" if self.parts > 1 else
+                             f"{n} elements along dimension {self.dim} do not divide into "
+                             f"{self.count} pieces")
+        return (*whole[:self.dim], n // self.count, *whole[self.dim + 1:])
+
+    def take(self, whole):
+        """This piece of `whole`, a new contiguous array."""
+        return np.ascontiguousarray(self._view(whole)).reshape(self.shape(whole.shape))
+
+    def put(self, piece, whole):
+        """Write this piece into `whole`."""
+        view = self._view(whole)
+        view[...] = piece.reshape(view.shape)
+
+    def _view(self, whole):
+        """The piece as a view, its dimension split into (parts, elements)."""
+        self.shape(whole.shape)
+        before, after = whole.shape[:self.dim], whole.shape[self.dim + 1:]
+        split = whole.reshape(*before, self.parts, self.count, -1, *after)
+        return split[(*[slice(None)] * (self.dim + 1), self.index)]
