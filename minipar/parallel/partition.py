@@ -68,8 +68,9 @@ class Part(Module):
     model:   the whole one, not yet materialised; all but this rank's blocks are taken out of it.
     counts:  how many blocks each stage has.
     rank_of: for each stage the rank that holds it. rank: this one.
-    stages:  {index: Stage} of this rank. tied: [(parameter, ranks)] of those that this rank
-             shares with others: each of the ranks has it, the first one counts it.
+    stages:  {index: Stage} of this rank.
+    tied:    [(name, parameter, ranks)] of what several ranks hold, the same list on every rank;
+             the parameter is None where this rank is none of them. The first one counts it.
     Parameters have the names that they have in the whole: a tied one its first.
     """
 
@@ -92,8 +93,9 @@ class Part(Module):
                 self.stages[stage] = Stage(stage, mine, list(held.values()))
         self.tied = []
         for p, ranks in holders.values():
-            if rank in ranks and len(set(ranks)) > 1:
-                self.tied.append((p, sorted(set(ranks), key=ranks.index)))
+            if len(set(ranks)) > 1:
+                self.tied.append((p.name, p if rank in ranks else None,
+                                  sorted(set(ranks), key=ranks.index)))
                 p.counted = ranks[0] == rank
         kept = {path for stage in self.stages.values() for b in stage.blocks for path in b.owns}
         keep(model, kept)
