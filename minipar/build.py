@@ -1,10 +1,11 @@
-"""From the options of the main job to its model, optimizer and learning rate."""
+"""From the options of the main job to its model, optimizer, trainer and learning rate."""
 
 import math
 
 from . import optim
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
+from .parallel import Pipelined, Replicated
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -37,6 +38,20 @@ def build_optimizer(o, model):
                          weight_decay=o.weight_decay)
     kind = optim.Adam if o.optimizer == "adam" else optim.AdamW
     return kind(model.parameters(), o.lr, weight_decay=o.weight_decay)
+
+
+def build_trainer(o, model, loss, comm):
+    """The trainer for the layout that the options ask for. Collective over `comm`.
+
+    Raises ValueError for a model that cannot be cut so.
+    """
+    def optimizer(module):
+        return build_optimizer(o, module)
+    if o.mesh.pp == 1:
+        return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
+                          algorithm=o.program)
+    return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
+                     algorithm=o.program)
 
 
 def learning_rate(o, step, total):

@@ -9,6 +9,8 @@ from .comm.program import ALGORITHMS
 from .comm.select import names
 from .comm.world import is_launched
 from .context import KERNELS
+from .parallel.mesh import Mesh
+from .parallel.schedule import SCHEDULES, ScheduleError
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -68,8 +70,8 @@ def parser():
     length.add_argument("--epochs", type=count, help="passes over the training set")
     length.add_argument("--steps", type=count, help="optimizer steps")
     add("--batch-size", type=count, metavar="GLOBAL", help="samples a step, over all ranks")
-    add("--microbatches", type=count, default=1, metavar="M",
-        help="cut each rank's share into M and accumulate the gradients")
+    add("--microbatches", type=count, metavar="M", help="cut each replica's share into M and "
+        "accumulate the gradients (default 1; 2 for each stage of a pipeline)")
     add("--lr", type=positive, help="peak learning rate")
     add("--lr-schedule", type=_one_of(("cosine", "constant")), default="cosine",
         help="after the warm-up: cosine decay to a tenth (default), or constant")
@@ -99,7 +101,13 @@ def parser():
     add("--ranks", type=count, metavar="N", help="start N ranks here, without mpirun")
     add("--launcher", type=_one_of(LAUNCHERS), default="processes",
         help="what --ranks starts: processes (default), threads, or mpi")
-    add("--dp", type=count, help="data-parallel ranks: all of them, if given")
+    add("--dp", type=count, metavar="N", help="replicas of the model: what --pp leaves, if given")
+    add("--pp", type=count, default=1, metavar="N", help="cut the model by layers over N ranks")
+    add("--schedule", type=_one_of(tuple(SCHEDULES)), default="1f1b",
+        help="of the pipeline: " + ", ".join(SCHEDULES))
+    add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
+    add("--recompute", action="store_true",
+        help="stages keep their input alone, and run forward again in backward")
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
@@ -150,6 +158,25 @@ def _check_algorithm(o, world_size):
                          "or with --launcher mpi")
 
 
+def _check_layout(o, world_size):
+    """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
+    try:
+        o.mesh = Mesh.of(world_size, o.dp, o.pp)
+        o.microbatches = o.microbatches or (2 * o.pp if o.pp > 1 else 1)
+        o.pipeline = None
+        if o.pp > 1:
+            o.pipeline = SCHEDULES[o.schedule](o.pp, o.microbatches, o.chunks)
+    except (ValueError, ScheduleError) as error:
+        raise UsageError(str(error)) from None
+    dp = o.mesh.dp
+    if o.batch_size < dp:
+        raise UsageError(f"global batch {o.batch_size} < {dp} ranks" if o.pp == 1 else
+                         f"global batch {o.batch_size} < {dp} replicas")
+    if o.batch_size < dp * o.microbatches:
+        raise UsageError(f"global batch {o.batch_size} < {dp} {'replicas' if o.pp > 1 else 'ranks'}"
+                         f" x {o.microbatches} micro-batches = {dp * o.microbatches}")
+
+
 def parse(argv, world_size):
     """The options in `argv`, completed and checked against the number of ranks.
 
@@ -169,14 +196,7 @@ def parse(argv, world_size):
         world_size = o.ranks  # these ranks are still to be started
     if o.ranks and o.ranks != world_size:
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
-    o.dp = o.dp or world_size
-    if o.dp != world_size:
-        raise UsageError(f"world size {world_size} != dp {o.dp}")
-    if o.batch_size < world_size:
-        raise UsageError(f"global batch {o.batch_size} < {world_size} ranks")
-    if o.batch_size < world_size * o.microbatches:
-        raise UsageError(f"global batch {o.batch_size} < {world_size} ranks x "
-                         f"{o.microbatches} micro-batches = {world_size * o.microbatches}")
+    _check_layout(o, world_size)
     _check_algorithm(o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():
         raise UsageError(f"--metrics {o.metrics}: there is no folder "

@@ -1,17 +1,16 @@
-"""The main job: train a model with data parallelism over all ranks.
+"""The main job: train a model on all ranks.
 
     python -m minipar.train                       one rank, no MPI needed
     python -m minipar.train --ranks 4             four ranks, started here, the same result
     mpirun -n 4 python -m minipar.train           four ranks by MPI, the same result
 
-Every rank holds the whole model and takes a slice of each global batch. Losses are sums: the
-gradients and the count are reduced over the ranks and divided once, in the optimizer's step, so
-the result does not depend on how the batch was cut. Exit status: 0 done, or interrupted with a
+Every rank holds the whole model and takes a slice of each global batch, or (--pp) holds some of
+its layers. Losses are sums: the gradients and the count are reduced over the ranks and divided
+once, in the optimizer's step, so the result does not depend on how the work was cut. Exit status: 0 done, or interrupted with a
 checkpoint written; 1 failed; 2 asked for something that cannot be.
 """
 
 import hashlib
-import math
 import sys
 import threading
 import time
@@ -21,27 +20,22 @@ import numpy as np
 
 from . import data as datasets
 from . import dtypes, trace
-from .build import build_model, build_optimizer, identity, learning_rate
+from .build import build_model, build_trainer, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
 from .comm import RankFailed, launch, world
 from .comm.world import is_launched, launched_rank
-from .context import (batch_position, current, manual_seed, no_grad, set_default_dtype,
-                      set_kernels)
+from .context import current, manual_seed, no_grad, set_default_dtype, set_kernels
 from .data import GlobalBatchSampler
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import UsageError, parse, parser
-from .parallel import DistributedDataParallel
+from .parallel import Diverged
 from .report import Report
 from .tensor import Tensor
 
 
 class Failed(RuntimeError):
-    """Training cannot go on; the message is for the user. Raised by one rank, or by all."""
-
-    def __init__(self, message, by_all=False):
-        super().__init__(message)
-        self.by_all = by_all
+    """Training cannot go on, on one rank; the message is for the user."""
 
 
 def read(dataset, shard):
@@ -58,71 +52,38 @@ def loss_and_count(logits, targets):
     return cross_entropy_sum_count(logits.reshape(-1, classes), targets.reshape(-1))
 
 
-def train_step(model, optimizer, batch, shard, o, step, stop=False):
-    """One optimizer step on this rank's shard of a global batch.
-
-    Returns (mean loss, whether any rank came here with `stop`).
-    """
-    inputs, targets = (t.array for t in batch)
-    k, m = len(inputs), o.microbatches
-    optimizer.zero_grad()
-    totals = np.array([0.0, 0.0, stop])  # sum of losses, count of targets, ranks that want to stop
-    reduction = None
-    for i in range(m):
-        a, b = i * k // m, (i + 1) * k // m
-        last = i == m - 1
-        with batch_position(step, shard.start + a), nullcontext() if last else model.no_sync():
-            loss, count = loss_and_count(model(Tensor(inputs[a:b])), Tensor(targets[a:b]))
-            totals[:2] += loss.item(), count
-            if last:  # every rank starts this first, then the buckets: the agreed order
-                reduction = model.comm.all_reduce(totals, async_op=True)
-            loss.backward()
-    reduction.wait()
-    if not math.isfinite(totals[0]):
-        raise Failed(f"loss is {totals[0]} at step {step + 1}; {first_bad(model.module)}", True)
-    optimizer.step(scale=1 / max(totals[1], 1), max_norm=o.clip)
-    return totals[0] / max(totals[1], 1), totals[2] > 0
-
-
-def first_bad(module):
-    """Which parameter is not finite; else which gradient."""
-    for what in ("parameter", "gradient of"):
-        for name, p in module.named_parameters():
-            tensor = p if what == "parameter" else p.grad
-            if tensor is not None and not np.isfinite(tensor.array).all():
-                return f"first bad: {what} {name}"
-    return "all parameters and gradients are finite"
-
-
-def evaluate(model, dataset, batch_size):
-    """(mean loss, accuracy) over a data set, each rank taking its slice of each batch."""
-    comm, totals = model.comm, np.zeros(3)
-    sampler = GlobalBatchSampler(len(dataset), max(batch_size, comm.size), rank=comm.rank,
-                                 num_replicas=comm.size, shuffle=False)
-    model.eval()
+def evaluate(trainer, dataset, batch_size):
+    """(mean loss, accuracy) over a data set, each replica taking its slice of each batch."""
+    comm, mesh, totals = trainer.comm, trainer.mesh, np.zeros(3)
+    sampler = GlobalBatchSampler(
+        len(dataset), max(batch_size, mesh.dp), rank=mesh.coordinates(comm.rank)["dp"],
+        num_replicas=mesh.dp, shuffle=False)
+    trainer.module.eval()
     with no_grad():
         for shard in sampler.shards(0):
             inputs, targets = read(dataset, shard)
-            logits = model(inputs)
-            loss, count = loss_and_count(logits, targets)
-            hits = (logits.array.argmax(axis=-1) == targets.array).sum()
-            totals += loss.item(), count, hits
-    model.train()
+            logits = trainer.predict(inputs.array)
+            if logits is not None:
+                loss, count = loss_and_count(logits, targets)
+                hits = (logits.array.argmax(axis=-1) == targets.array).sum()
+                totals += loss.item(), count, hits
+    trainer.module.train()
     comm.all_reduce(totals)
     return totals[0] / totals[1], totals[2] / totals[1]
 
 
-def params_sha256(module):
-    """A hash of all parameters in name order: equal for every layout that holds equal ones."""
+def params_sha256(parameters):
+    """A hash of all parameters, {name: array}, in name order: equal for every layout that holds
+    equal ones."""
     digest = hashlib.sha256()
-    for name, p in sorted(module.named_parameters()):
-        digest.update(f"{name} {p.dtype.name} {p.shape}\n".encode())
-        digest.update(np.ascontiguousarray(p.array).tobytes())
+    for name, array in sorted(parameters.items()):
+        digest.update(f"{name} {dtypes.of(array).name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 class Job:
-    """One run, on one rank: data, model and optimizer as the options `o` say, and the loop."""
+    """One run, on one rank: data and trainer as the options `o` say, and the loop."""
 
     def __init__(self, o, comm, interrupt):
         self.o, self.comm, self.interrupt = o, comm, interrupt
@@ -136,37 +97,37 @@ class Job:
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
             module = build_model(o, self.data)
+            self.parameters = sum(p.numel() for p in module.parameters())
             # Batch normalisation needs samples on every rank: no short last batch for it.
             self.sampler = GlobalBatchSampler(
-                len(self.data.train), o.batch_size, rank=comm.rank, num_replicas=comm.size,
-                seed=o.seed, drop_last=any("running_mean" in k for k, _ in module.named_buffers()))
+                len(self.data.train), o.batch_size, rank=o.mesh.coordinates(comm.rank)["dp"],
+                num_replicas=o.mesh.dp, seed=o.seed,
+                drop_last=any("running_mean" in k for k, _ in module.named_buffers()))
             self.total = o.steps or o.epochs * len(self.sampler)
-            self.first_step, optimizer_state = self._start_from(module)
+            self.first_step, weights, state = self._start_from(module)
             if o.trace:
                 trace.check_path(o.trace)
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
+            self.trainer = build_trainer(o, module, loss_and_count, comm)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
-        self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
-                                             algorithm=o.program)
-        self.optimizer = build_optimizer(o, self.model)
-        if self.first_step:
-            self.optimizer.load_named_state(module, optimizer_state)
+        self.trainer.load(weights, state)
 
     def _start_from(self, module):
-        """(steps done, optimizer state) of what this run continues; rank 0 loads the weights.
-
-        What rank 0 finds wrong is raised on every rank.
+        """(steps done, weights, optimizer state) of what this run continues, the latter two on
+        rank 0, which loads them. What it finds wrong is raised on every rank.
         """
         if not (self.folder or self.o.weights):
-            return 0, {}
-        state, arrays, problem = {"step": 0}, {}, None
+            return 0, {}, {}
+        state, weights, arrays, problem = {"step": 0}, {}, {}, None
         if self.comm.rank == 0:
             try:
                 if self.o.weights:
-                    module.load_state_dict(load_file(self.o.weights))
+                    weights = load_file(self.o.weights)
                 if self.folder:
-                    state, arrays = self._open_folder(module) or (state, arrays)
+                    state, weights, arrays = self._open_folder() or (state, weights, arrays)
+                if weights:
+                    module.check_state_dict(weights)
             except (ValueError, OSError, RuntimeError) as error:
                 problem = str(error)
         problem, state = self.comm.broadcast_object((problem, state))
@@ -174,10 +135,11 @@ class Job:
             raise UsageError(problem)
         if "random" in state:
             current().set_random_state(state["random"])
-        return state["step"], self.comm.broadcast_arrays(arrays)
+        weights, arrays = ({k: t.array for k, t in d.items()} for d in (weights, arrays))
+        return state["step"], weights, arrays
 
-    def _open_folder(self, module):
-        """(state, optimizer state) of the checkpoint to resume; its weights go into `module`."""
+    def _open_folder(self):
+        """(state, weights, optimizer state) of the checkpoint to resume, if one is to be."""
         self.folder.prepare()
         if not self.o.resume:
             if steps := self.folder.steps():
@@ -191,16 +153,15 @@ class Job:
             if mine != theirs:
                 raise UsageError(f"the checkpoint in {self.folder.path} has "
                                  f"{name.replace('_', '-')} {theirs}, not {mine}")
-        module.load_state_dict(weights)
-        return state, {name: t.array for name, t in arrays.items()}
+        return state, weights, arrays
 
     def _save(self, step):
+        weights, arrays = self.trainer.state()
         if self.comm.rank == 0:
             state = {"identity": identity(self.o, self.data), "world_size": self.comm.size,
                      "random": current().random_state()}
             try:
-                self.folder.save(step, self.model.module.state_dict(),
-                                 self.optimizer.named_state(self.model.module), state)
+                self.folder.save(step, weights, arrays, state)
             except OSError as error:
                 raise Failed(f"the checkpoint of step {step} could not be written: "
                              f"{error}") from None
@@ -208,9 +169,9 @@ class Job:
     def run(self):
         """Train; returns the final metrics, or None if training was interrupted."""
         o, comm = self.o, self.comm
-        parameters = sum(p.numel() for p in self.model.parameters())
-        self.report.say(f"{o.model} ({parameters:,} parameters) on {self.data.name} "
-                        f"({len(self.data.train):,} samples), {comm.size} ranks, "
+        layout = f" ({o.mesh}, {o.schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
+        self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
+                        f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
                         f"{o.algorithm} all-reduce"
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
@@ -248,40 +209,50 @@ class Job:
         """Take one step and report it; whether a rank was asked to stop."""
         started, waited = time.perf_counter(), self.comm.engine.waited
         rate = learning_rate(self.o, step, self.total)
-        for group in self.optimizer.param_groups:
+        for group in self.trainer.optimizer.param_groups:
             group["lr"] = rate
         batch = read(self.data.train, shard)
-        loss, stop = train_step(self.model, self.optimizer, batch, shard, self.o, step,
-                                self.interrupt.requested)
+        loss, stop = self.trainer.step(batch, shard, step, self.interrupt.requested, self.o.clip)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
         speed = shard.size / seconds
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
-                          grad_norm=self.optimizer.grad_norm)
+                          grad_norm=self.trainer.optimizer.grad_norm)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
 
     def _evaluate(self, step):
-        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
+        loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64))
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
         return loss, accuracy
 
     def _finish(self):
-        o, comm, data, report = self.o, self.comm, self.data, self.report
+        o, comm, report = self.o, self.comm, self.report
         loss, accuracy = self._evaluate(self.total)
-        if o.sample and comm.rank == 0:
-            start = Tensor(data.encode("\n" if "\n" in data.chars else data.chars[0])[None])
-            written = self.model.module.generate(start, o.sample, top_k=20)
-            report.say(data.decode(written.array[0]))
-        end = dict(steps=self.total, loss=loss, test_accuracy=accuracy,
-                   params_sha256=params_sha256(self.model.module),
-                   wall_s=time.perf_counter() - self.begin,
-                   world_size=comm.size, dp=comm.size, pp=1, tp=1)
+        if o.sample:
+            self._write_sample()
+        parameters = self.trainer.parameters()
+        digest = params_sha256(parameters) if parameters else None
+        digest = comm.broadcast_object(digest) if o.mesh.dp < comm.size else digest
+        end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
+                   wall_s=time.perf_counter() - self.begin, world_size=comm.size,
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp)
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")
         return end
+
+
+    def _write_sample(self):
+        """Characters that the trained model writes; rank 0 puts it together for that."""
+        weights, _ = self.trainer.state()
+        if self.comm.rank == 0:
+            data, model = self.data, build_model(self.o, self.data)
+            model.load_state_dict(weights)
+            start = Tensor(data.encode("\n" if "\n" in data.chars else data.chars[0])[None])
+            written = model.generate(start, self.o.sample, top_k=20)
+            self.report.say(data.decode(written.array[0]))
 
 
 def run(o, comm, interrupt=None):
@@ -316,8 +287,8 @@ def main(argv=None, interrupt=None):
             raise  # the job of an MPI launcher is ended by its hook
         print("minipar: interrupted", file=sys.stderr)
         return 130  # as a shell says it: 128 + SIGINT
-    except (UsageError, Failed) as error:
-        if comm.rank == 0 or not getattr(error, "by_all", True):
+    except (UsageError, Failed, Diverged) as error:
+        if comm.rank == 0 or isinstance(error, Failed):
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0

@@ -80,7 +80,7 @@ def test_a_run_is_resumed_on_another_number_of_ranks(model, tmp_path):
     kept = {}
     digest = train.params_sha256
     train.params_sha256 = lambda m: kept.update(
-        {k: p.array.copy() for k, p in m.named_parameters()}) or digest(m)
+        {k: a.copy() for k, a in m.items()}) or digest(m)
     try:
         serial = run(args), dict(kept)
         for before, after in ((2, 2), (3, 1), (1, 4)):

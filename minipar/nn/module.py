@@ -251,9 +251,10 @@ class Module(Hooks, Conversions):
         A tied parameter stands under each of its names, as in PyTorch. Where parameters are moved
         later (an optimizer or data parallelism lays them out flat; `.to`), it keeps the old ones.
         """
-        return {name: tensor.detach() for name, tensor in self._state()}
+        return {name: tensor.detach() for name, tensor in self.named_state()}
 
-    def _state(self):
+    def named_state(self):
+        """(name, parameter or persistent buffer) of all that the state dict has, themselves."""
         for path, module in self._all_paths(""):
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and (key in module._parameters or
@@ -273,7 +274,21 @@ class Module(Hooks, Conversions):
         then changes nothing. A parameter that is not materialised does not draw its values first.
         Returns (missing_keys, unexpected_keys).
         """
-        own = dict(self._state())
+        own, given, missing, unexpected = self.check_state_dict(state_dict, strict)
+        with no_grad():
+            for key, tensor in own.items():
+                if key in given:
+                    if isinstance(tensor, Parameter):
+                        tensor.allocate()
+                    tensor.copy_(given[key])
+        return IncompatibleKeys(missing, unexpected)
+
+    def check_state_dict(self, state_dict, strict=True):
+        """Raise what load_state_dict would raise; needs no memory for parameters.
+
+        Returns ({name: own tensor}, {name: given array}, missing names, unexpected names).
+        """
+        own = dict(self.named_state())
         given = {k: v.array if isinstance(v, Tensor) else np.asarray(v)
                  for k, v in state_dict.items()}
         missing = [k for k in own if k not in given]
@@ -285,13 +300,7 @@ class Module(Hooks, Conversions):
                     if keys and strict] + wrong
         if problems:
             raise RuntimeError(f"state dict for {type(self).__name__}: {'; '.join(problems)}")
-        with no_grad():
-            for key, tensor in own.items():
-                if key in given:
-                    if isinstance(tensor, Parameter):
-                        tensor.allocate()
-                    tensor.copy_(given[key])
-        return IncompatibleKeys(missing, unexpected)
+        return own, given, missing, unexpected
 
     def extra_repr(self):
         return ""

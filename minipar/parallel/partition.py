@@ -105,9 +105,9 @@ class Part(Module):
         for path, p in self.model.named_parameters():
             yield f"{prefix}.{p.name}" if prefix else p.name, p
 
-    def state_dict(self):
-        """This rank's part of the whole model's state dict, under the same names."""
-        return self.model.state_dict()
+    def named_state(self):
+        """This rank's part of the whole model's state, under the same names."""
+        return self.model.named_state()
 
     def named_buffers(self, prefix="", recurse=True):
         return self.model.named_buffers(prefix, recurse)
