@@ -61,9 +61,9 @@ template <bool FEEDBACK> struct Input {
     __device__ __forceinline__ Input from(int64 i) const { return {x + i, residual + i}; }
 };
 
-// The scale of the numbers y of a block: the largest magnitude / LEVELS, in the bounds above;
-// 0 if all are 0; not finite if one is not. Magnitudes are compared as integers, as which they have the
-// same order, and NaN is above infinity.
+// The scale of the numbers y of a block: the largest magnitude / LEVELS, in the bounds above; 0 if
+// all are 0; not finite if one is not. Magnitudes are compared as integers, which have the same
+// order, and as which NaN is above infinity.
 template <int LEVELS, class Y> static __device__ __forceinline__ acc block_scale(int64 n, Y y) {
     auto top = block_reduce(n, to_bits(acc(0)), [&](int64 i) { return to_bits(abs_(y(i))); },
                             Larger());
