@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from minipar import execution, quantise
-from minipar.context import KERNELS, set_kernels
+from minipar import execution, quantise, set_num_threads
+from minipar.context import KERNELS, current, set_kernels
 from minipar.execution import Kernel
 from minipar.quantise import dequantise, pack_signs, unpack_signs
 
@@ -74,6 +74,16 @@ def test_every_execution_gives_the_same_bits(n, dtype):
         for name, arrays in made.items():
             assert [a.dtype for a in arrays] == [a.dtype for a in expected]
             assert bits_of(arrays) == bits_of(expected), (name, block)
+
+
+def test_threads_change_no_bit():
+    x, residual = numbers(200_001), numbers(200_001, seed=1)
+    before, made = current().threads, []
+    for number in (1, 2):
+        set_num_threads(number)
+        made.append(bits_of(everything(x, residual, 256)))
+    current().threads = before
+    assert made[0] == made[1]
 
 
 ODD = [np.nan, -np.nan, np.inf, -np.inf, 1e-40, -3e-45, 0.0, -0.0, np.finfo("f").max, -1.0]
