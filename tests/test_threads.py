@@ -19,7 +19,8 @@ from minipar.context import current
 from minipar.execution import compiled, threads
 
 needs_openmp = pytest.mark.skipif(
-    execution.compiler() is None or not compiled._openmp(), reason="there is no OpenMP")
+    execution.compiler() is None or not compiled._openmp(" ".join(execution.compiler())),
+    reason="there is no OpenMP")
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +217,30 @@ def test_a_forked_process_goes_on_with_one_thread():
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"kernels run on 1 thread, not 2, in a process that was forked: .*\n0\n",
                         done.stdout)
+
+
+@needs_openmp
+def test_ranks_are_started_after_threads_have_run():
+    code = ("import numpy as np, minipar\nminipar.set_num_threads(2)\n"
+            "minipar.softmax(minipar.Tensor(np.ones((512, 512), 'f')), 1)\n"
+            "for how in 'processes', 'threads':\n"
+            "    print(minipar.launch(minipar.get_num_threads, 2, how=how, timeout=30))")
+    done = python("-c", code)
+    assert done.stdout == "[1, 1]\n[1, 1]\n", done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix" or execution.compiler() is None, reason="no shell or no C++")
+def test_a_compiler_without_openmp_builds_kernels_that_run_on_one_thread(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\nfor a; do [ \"$a\" = -fopenmp ] && exit 1; done\n"
+                     f"exec {' '.join(execution.compiler())} \"$@\"\n")
+    plain.chmod(0o755)
+    code = ("import os, numpy as np, minipar\nminipar.set_num_threads(2)\n"
+            "y = minipar.softmax(minipar.Tensor(np.ones((512, 512), 'f')), 1).array\n"
+            "print((y == np.float32(1 / 512)).all(), open('/proc/self/maps').read().count('gomp')"
+            " if os.path.exists('/proc/self/maps') else 0)")
+    done = python("-c", code, CXX=str(plain), MINIPAR_CACHE=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("True 0\n", "") and list(tmp_path.glob("softmax*.so"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -9,11 +9,12 @@ where asking the array for its address takes ten times as long.
 """
 
 import ctypes
+import functools
 import os
 
 import numpy as np
 
-from .build import NATIVE, build, run_compiler
+from .build import NATIVE, build, compiler, run_compiler
 from .source import ACCUMULATE, ELEMENTS, SCALARS, BuildError, misfit, signatures
 from .threads import get_num_threads
 
@@ -119,8 +120,9 @@ def _load(path):
             os.environ.pop("GOMP_SPINCOUNT", None)
 
 
-def _openmp():
-    """The flags for threads: those of OpenMP if the compiler has it, else none."""
+@functools.cache
+def _openmp(compiler):
+    """The flags for threads: those of OpenMP if this compiler has it, else none."""
     flags = "-fopenmp", "-shared", "-fPIC"
 
     def make(command, target):
@@ -147,7 +149,7 @@ def _built(source, text, real):
     return build(f"{source.stem}-{real}.so", [text, wrapper, *(
         p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")),
                                                 NATIVE / "host.h"))],
-                 (*FLAGS, *_openmp()), make)
+                 (*FLAGS, *_openmp(" ".join(compiler() or ()))), make)
 
 
 def _wrapper(text, real):
