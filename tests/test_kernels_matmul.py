@@ -12,13 +12,14 @@ from minipar.context import set_kernels
 from minipar.execution import EmulationError, Kernel, executions, kernels_folder
 from minipar.execution.emulated import Library
 from minipar.execution.gpu import cubin
-from minipar.execution.source import REAL, BuildError
+from minipar.execution.source import BuildError
 
 pytestmark = pytest.mark.skipif(
     execution.compiler() is None or sys.platform != "linux",
     reason="kernels are emulated with a C++ compiler, on Linux")
 
 FILE = kernels_folder() / "matmul.cu"
+REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 NAMES = ["matmul_naive", "matmul_shared", "matmul_registers"]
 SHAPES = [(1, 1, 1), (16, 16, 16), (1, 31, 33), (33, 1, 31), (31, 33, 1), (17, 65, 40),
           (65, 129, 130), (0, 5, 3), (5, 0, 3), (3, 4, 0)]  # m, n, k
