@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from kernel_cases import CASES, Out
 from kernel_cases_images import CASES as MORE_CASES
-from kernel_cases_images import Whole
 from launch import ROOT, mpirun, python
 from test_emulator_kernels import KERNELS
 
 import minipar
 from minipar import context, execution
 from minipar.context import current
-from minipar.execution import compiled, threads
+from minipar.execution import compiled, kernels_folder, signatures, threads
+from minipar.execution.source import ELEMENTS
 
 needs_openmp = pytest.mark.skipif(
     execution.compiler() is None or not compiled._openmp(" ".join(execution.compiler())),
@@ -69,18 +69,18 @@ def test_blocks_of_a_large_launch_run_side_by_side_and_a_small_one_is_one_block(
         assert counts[0] == 1 and not counts[1:].any()
 
 
-def arguments_of(name, dtype, rows, n):
-    """(arguments of a kernel, those of them that it writes, poisoned)."""
-    arguments, outs = [], []
-    for value in (CASES | MORE_CASES)[name](np.random.default_rng(n), rows, n):
+def arguments_of(name, rows, n):
+    """(arguments of a kernel for float32, those of them that it writes, as they are before)."""
+    source = kernels_folder() / KERNELS[name].file
+    parameters, arguments, outs = signatures(source.read_text(encoding="utf-8"))[name], [], []
+    made = (CASES | MORE_CASES)[name](np.random.default_rng(n), rows, n)
+    for p, value in zip(parameters, made, strict=True):
+        kind = ELEMENTS[p.plain("float")] if p.pointer else None
         if isinstance(value, Out):
-            double = value.expected.dtype.kind != "f" or isinstance(value, Whole)
-            kind = value.expected.dtype if double else dtype
-            arguments.append(np.full(value.expected.shape, 7, kind))
-            outs.append(arguments[-1])
-        else:
-            floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-            arguments.append(value.astype(dtype) if floats else value)
+            outs.append(np.empty(value.expected.shape, kind))
+            outs[-1][...] = getattr(value, "before", 7)
+            value = outs[-1]
+        arguments.append(value.astype(kind, copy=False) if p.pointer else value)
     return arguments, outs
 
 
@@ -88,12 +88,12 @@ def arguments_of(name, dtype, rows, n):
 @pytest.mark.parametrize("rows, n", [(700, 101), (3, 33333)])
 @pytest.mark.parametrize("name", sorted(CASES | MORE_CASES))
 def test_a_kernel_gives_the_same_bits_with_one_thread_two_and_three(name, rows, n):
-    arguments, outs = arguments_of(name, np.dtype(np.float32), rows, n)
-    run, poison = KERNELS[name].build(np.dtype(np.float32)), [out.copy() for out in outs]
+    arguments, outs = arguments_of(name, rows, n)
+    run, before = KERNELS[name].build(np.dtype(np.float32)), [out.copy() for out in outs]
     results = []
     for number in (1, 2, 3):
-        for out, before in zip(outs, poison):
-            out[...] = before
+        for out, was in zip(outs, before):
+            out[...] = was
         minipar.set_num_threads(number)
         run(*arguments)
         results.append([out.tobytes() for out in outs])
