@@ -1,5 +1,6 @@
 """The matrix products of kernels/matmul.cu in every execution that the file declares."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -154,3 +155,40 @@ def test_products_of_double_compile_for_a_gpu_too(file):
         if "there is no CUDA compiler" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@pytest.mark.parametrize("name", [*NAMES, "matmul_tensor_cores"])
+def test_a_product_on_a_gpu_agrees_with_float64(name, tmp_path):
+    cupy = pytest.importorskip("cupy", reason="there is no CuPy")
+    if not cupy.cuda.is_available():
+        pytest.skip("there is no GPU")
+    file, block, error = ((CORES, (128,), 2**-10) if name == "matmul_tensor_cores" else
+                          (FILE, (16, 16), 0))
+    code = cubin(file, f"sm_{cupy.cuda.Device().compute_capability}")
+    (tmp_path / "kernels.cubin").write_bytes(code)
+    kernel = cupy.RawModule(path=str(tmp_path / "kernels.cubin")).get_function(in_cubin(code, name))
+    for m, n, k in [(1000, 900, 1100), *SHAPES]:
+        a, b = matrices(m, n, k, np.float32)
+        c = cupy.full(m * n + 9, cupy.nan, np.float32)
+        c[m * n:] = 99
+        kernel((2, 3), block, (cupy.asarray(a), cupy.asarray(b), c, *map(np.int64, (m, n, k))))
+        ours, bound = c.get(), np.abs(a).astype("d") @ np.abs(b)
+        bound *= (k + 1) * np.finfo(np.float32).eps + error
+        assert (np.abs(ours[:m * n].reshape(m, n) - a.astype("d") @ b) <= bound).all(), (m, n, k)
+        assert (ours[m * n:] == 99).all()
+
+
+def in_cubin(code, name):
+    """The name of a kernel as the compiler has it: with its length before and types after it."""
+    return re.search(rf"_Z{len(name)}{name}\w+".encode(), code)[0].decode()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_found_in_machine_code_by_their_name(name):
+    try:
+        found = in_cubin(cubin(FILE, "sm_80"), name)
+    except BuildError as error:
+        if "there is no CUDA compiler" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert found == f"_Z{len(name)}{name}PKfS0_Pfxxx"
