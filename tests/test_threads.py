@@ -189,6 +189,9 @@ def test_a_number_of_threads_that_cannot_be_is_refused(monkeypatch):
         monkeypatch.setenv("MINIPAR_NUM_THREADS", text)
         with pytest.raises(ValueError, match=f"1 or more, not '{text}'"):
             minipar.get_num_threads()
+    done = python("-m", "minipar.train", "--steps", 1, MINIPAR_NUM_THREADS="many")
+    assert (done.returncode, done.stderr) == (2, "minipar: error: MINIPAR_NUM_THREADS is a number "
+                                                 "of threads, 1 or more, not 'many'\n")
 
 
 FORK = """
