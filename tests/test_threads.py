@@ -246,13 +246,20 @@ def test_a_compiler_without_openmp_builds_kernels_that_run_on_one_thread(tmp_pat
     assert (done.stdout, done.stderr) == ("True 0\n", "") and list(tmp_path.glob("softmax*.so"))
 
 
+ATTENTION = "F.scaled_dot_product_attention(*[minipar.ones((1, 2, n, n // 4))] * 3)"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @needs_openmp
-def test_small_launches_start_no_thread():
-    code = ("import os, numpy as np, minipar\nminipar.set_num_threads(2)\n"
-            "def ops(n): return minipar.softmax(minipar.Tensor(np.ones((n, n), 'f')), 1)\n"
-            "counts = [len(os.listdir('/proc/self/task'))]\n"
-            "for n in (8, 200, 512):\n    ops(n); counts += [len(os.listdir('/proc/self/task'))]\n"
-            "print([c - counts[0] for c in counts])")
+@pytest.mark.parametrize("op", ["minipar.softmax(minipar.ones((n, n)), 1)", ATTENTION])
+def test_small_launches_start_no_thread_and_large_ones_do(op):
+    code = (f"""import os, minipar
+from minipar.nn import functional as F
+minipar.set_num_threads(2)
+counts = [len(os.listdir('/proc/self/task'))]
+for n in (8, 200, 512):
+    {op}
+    counts += [len(os.listdir('/proc/self/task'))]
+print([c - counts[0] for c in counts])""")
     done = python("-c", code)
     assert done.stdout == "[0, 0, 0, 1]\n", (done.stdout, done.stderr)

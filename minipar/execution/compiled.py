@@ -63,7 +63,6 @@ static __attribute__((noinline)) void block_of_{name}(int block_, int blocks_{ta
     {name}({names});
 }}
 EXPORT int minipar_{name}({given}) {{
-    ptrdiff_t most_ = 0;
     {checks}
     int blocks_ = blocks_for(most_, threads_);
     if (blocks_ == 1) {{
@@ -97,11 +96,17 @@ class Library:
         parameters = self._signatures[name]
         call = self._dll[f"minipar_{name}"]
         call.restype = ctypes.c_int
-        call.argtypes = [ctypes.c_int] + [
+        call.argtypes = [ctypes.c_int, ctypes.c_ssize_t] + [
             ctypes.py_object if p.pointer else SCALARS[p.plain(real)] for p in parameters]
 
+        # A kernel that goes by strides is given the first rows of its arrays.
+        names, sized = [p.name for p in parameters], ()
+        if "strides" in names:
+            sized = names.index(kernel.rows), names.index(kernel.width)
+
         def run(*arguments):
-            if problem := call(get_num_threads(), *arguments):
+            most = arguments[sized[0]] * arguments[sized[1]] if sized else 0
+            if problem := call(get_num_threads(), most, *arguments):
                 number, reason = divmod(problem - 1, 4)
                 raise misfit(name, parameters[number], arguments[number], reason, real)
         run.__name__ = name
@@ -111,8 +116,8 @@ class Library:
 def _load(path):
     """The library. OpenMP's runtime reads its settings when it is loaded with the first one."""
     told = "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ
-    if not told:  # threads that wait shall give their cores to BLAS soon: after about 10 us
-        os.environ["GOMP_SPINCOUNT"] = "1000"
+    if not told:  # threads without work sleep at once: to wake one takes 5 us, and its core is
+        os.environ["GOMP_SPINCOUNT"] = "0"  # wanted by BLAS, or by who has work
     try:
         return ctypes.CDLL(str(path))
     finally:
@@ -157,7 +162,7 @@ def _wrapper(text, real):
     out = [_HEAD.replace("HEAD", str(object.__basicsize__)).replace("GRAIN", str(GRAIN)).replace(
         "BLOCKS", str(BLOCKS))]
     for name, parameters in signatures(text).items():
-        given, taken, checks, passed = ["int threads_"], [], [], []
+        given, taken, checks, passed = ["int threads_", "ptrdiff_t most_"], [], [], []
         for i, p in enumerate(parameters):
             if p.pointer:
                 number = np.dtype(ELEMENTS[p.plain(real)]).num
