@@ -101,7 +101,7 @@ class Library:
 
         # A kernel that goes by strides is given the first rows of its arrays.
         names, sized = [p.name for p in parameters], ()
-        if "strides" in names:
+        if "strides" in names and kernel.rows and kernel.width:
             sized = names.index(kernel.rows), names.index(kernel.width)
 
         def run(*arguments):
