@@ -7,6 +7,7 @@ from . import hooks, memory  # noqa: F401  (Tensor's hooks; the allocator is to 
 from .context import (batch_position, enable_grad, get_default_dtype, manual_seed, no_grad,
                       set_default_dtype)
 from .dtypes import bool_, dtype, float16, float32, float64, int32, int64, uint8
+from .execution.threads import get_num_threads, set_num_threads
 from .random import Generator
 from .tensor import Tensor, from_numpy, tensor
 from .ops import *  # noqa: F401,F403  (minipar.exp, minipar.matmul, ... as in PyTorch)

@@ -9,6 +9,7 @@ from .comm.program import ALGORITHMS
 from .comm.select import names
 from .comm.world import is_launched
 from .context import KERNELS
+from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES, ScheduleError
 
@@ -186,6 +187,10 @@ def parse(argv, world_size):
     chosen = os.environ.get("MINIPAR_KERNELS")
     if chosen and chosen not in KERNELS:
         raise UsageError(f"MINIPAR_KERNELS: no {chosen!r}: there are {', '.join(KERNELS)}")
+    try:
+        get_num_threads()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     data, batch, epochs, lr = DEFAULTS[o.model]
     o.data = o.data or data
     o.batch_size = o.batch_size or batch

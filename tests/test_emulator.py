@@ -57,6 +57,9 @@ BUGS = {
     "fails_an_assertion": r"assertion failed: x\[threadIdx.x\] < 63\n    thread 63 of block 0",
     "divides_by_zero": r"an integer is divided by zero\n    thread 0 of block 0",
     "endless_recursion": r"local variables need more than 131,072 bytes\n.* at memory.cu:\d+",
+    "stride_wrong": r"memory: `s`, element 8 of 72\n    thread 1 of block 0 reads",
+    "two_results": r"race on `y`, element 0 of 64\n    thread 32 of block 0 writes(.|\n)*thread 0 ",
+    "loop_stride_wrong": r"race on `y`, element 32 of 64\n    thread 32 of block 0 writes",
     "too_much_shared": r"51,200 bytes of __shared__ variables > 49,152",
 }
 

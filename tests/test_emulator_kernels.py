@@ -14,7 +14,7 @@ import minipar.ops
 import minipar.optim
 from minipar import execution
 from minipar.context import current, set_kernels
-from minipar.execution import BuildError, Kernel, executions, kernels_folder, signatures
+from minipar.execution import BuildError, Kernel, executions, gpu, kernels_folder, signatures
 from minipar.execution.gpu import ARCHITECTURES, cubin
 
 needs_compiler = pytest.mark.skipif(
@@ -145,3 +145,16 @@ def test_a_kernel_compiles_for_a_gpu(file, arch):
         raise
     assert code.startswith(b"\x7fELF")
     assert all(name.encode() in code for name in signatures(source.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in kernels_folder().glob("*.cu")))
+def test_a_kernel_compiles_by_nvrtc_which_is_what_cupy_uses(file, monkeypatch):
+    if gpu.nvrtc_library() is None:
+        pytest.skip("there is no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)  # no nvcc
+    try:
+        assert cubin(kernels_folder() / file, "sm_80").startswith(b"\x7fELF")
+    except BuildError as error:
+        if "there is no CUDA compiler" in str(error):
+            pytest.skip(str(error))
+        raise

@@ -10,7 +10,8 @@ PACKAGE = ROOT / "minipar"
 
 # Layers, lowest first. A module imports from its own layer and from lower ones.
 LAYERS = [
-    {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution"},
+    {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution",
+     "quantise"},
     {"ops"},
     {"nn", "optim", "models"},
     {"comm"},
@@ -19,7 +20,7 @@ LAYERS = [
     {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "commands",
      "cli", "__main__"},
 ]
-RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks"}
+RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks", "quantise"}
 
 
 def layer_of(module):

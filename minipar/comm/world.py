@@ -13,6 +13,7 @@ import time
 import traceback
 from contextlib import contextmanager
 
+from ..execution.threads import share_cores
 from .communicator import Communicator
 from .transport.base import Lone, RankFailed
 
@@ -95,6 +96,8 @@ def process_world():
                 _world = mpi_communicator() if is_launched() else Communicator(Lone())
             if names or is_launched():
                 _install_hooks(_world.transport)
+            if _world.size > 1:
+                share_cores()
             atexit.register(_leave)
     return _world
 

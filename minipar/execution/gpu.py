@@ -53,8 +53,13 @@ def _nvrtc(source, arch, options):
     if path is None:
         raise BuildError("there is no CUDA compiler: neither nvcc nor the package "
                          "nvidia-cuda-nvrtc")
-    headers = _package_files("cuda_fp16.h")
-    options = [*options, f"-arch={arch}", *(f"-I{p.parent}" for p in headers[:1])]
+    headers = [p.parent for p in _package_files("cuda_fp16.h")[:1]]
+    headers += [p.parent.parent for p in _package_files("crt/mma.h")[:1]]  # what <mma.h> needs
+    if b"<mma.h>" in source.read_bytes() and len(headers) < 2:
+        raise BuildError(f"there is no CUDA compiler for {source.name}: <mma.h> needs the package "
+                         f"nvidia-cuda-nvcc")
+    # Without -default-device lambdas with `auto` parameters are taken for functions of the host.
+    options = [*options, f"-arch={arch}", "-default-device", *(f"-I{p}" for p in headers)]
     nvrtc = ctypes.CDLL(str(path))
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0,

@@ -231,3 +231,37 @@ __global__ void too_much_shared_fixed(const float *x, float *y) {
     s[threadIdx.x][95] = x[threadIdx.x];
     y[threadIdx.x] = s[threadIdx.x][95];
 }
+
+// An 8 x 8 matrix with rows of 9, so that a column lies in different banks.
+__global__ void stride_wrong(const float *x, float *y) {
+    __shared__ float s[72];
+    int row = threadIdx.x / 8, col = threadIdx.x % 8;
+    s[row * 9 + col] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = s[col * 8 + row];  // ! stride_wrong
+}
+__global__ void stride_wrong_fixed(const float *x, float *y) {
+    __shared__ float s[72];
+    int row = threadIdx.x / 8, col = threadIdx.x % 8;
+    s[row * 9 + col] = x[threadIdx.x];
+    __syncthreads();
+    y[threadIdx.x] = s[col * 9 + row];
+}
+
+// Which of two results stays is not said.
+__global__ void two_results(const float *x, float *y) {
+    y[threadIdx.x % 32] = x[threadIdx.x];  // ! two_results
+}
+__global__ void two_results_fixed(const float *x, float *y) {
+    y[threadIdx.x] = x[threadIdx.x];
+}
+
+// 32 elements a step, by a block of 64 threads: its second half takes what the first one does.
+__global__ void loop_stride_wrong(const float *x, float *y) {
+    for (int i = blockIdx.x * 32 + threadIdx.x; i < 64; i += 32)
+        y[i] = x[i];  // ! loop_stride_wrong
+}
+__global__ void loop_stride_wrong_fixed(const float *x, float *y) {
+    if (threadIdx.x < 32)
+        for (int i = blockIdx.x * 32 + threadIdx.x; i < 64; i += gridDim.x * 32) y[i] = x[i];
+}
