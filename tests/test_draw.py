@@ -82,7 +82,8 @@ def test_there_is_an_arrow_for_each_message_and_a_mark_for_each_reduction(p):
         tasks = lower(program, p, flow.n, **flow.options)
         found, _ = counts(to_svg(space_time(flow)))
         kinds = Counter(task.kind for task in tasks)
-        assert found["arrow"] == sum(kinds[k] for k in ("send", "put", "get", "get_reduce")), program
+        moved = sum(kinds[k] for k in ("send", "put", "get", "get_reduce"))
+        assert found["arrow"] == moved, program
         assert found["reduction"] == sum(kinds[k] for k in ("recv_reduce", "reduce", "get_reduce"))
         assert found["copy"] == kinds["copy"] and found["fence"] * p == kinds["fence"]
 
@@ -131,7 +132,7 @@ def test_states_of_other_kinds_end_as_the_kinds_promise():
 
 def test_a_chunk_is_named_by_what_it_is_wherever_it_lies():
     flow = Flow(ALGORITHMS["all_to_all"]["bruck"], 4)
-    assert flow.chunks == [(0, "input", 2 * i, 2 * i + 2) for i in range(4)] and flow.n == 8
+    assert flow.chunks == [("input", 2 * i, 2 * i + 2) for i in range(4)] and flow.n == 8
     for move in flow.moves[-1]:  # the last round copies blocks home, from scratch
         assert move.kind == "copy" and move.chunks == (move.target,)
 
@@ -225,3 +226,14 @@ def test_colours_are_those_of_the_colour_spaces_definition():
     assert oklch(0.6279, 0.2577, 29.23) == "#ff0000"  # sRGB's red, as Ottosson gives it
     for count in (1, 8, 9, 17, 64):
         assert len(set(chunk_roles(count).values())) == count
+
+
+def test_blocks_of_unequal_lengths_are_chunks_of_their_own():
+    counts = ((1, 2, 0), (0, 3, 1), (2, 2, 2))
+    flow = Flow(ALGORITHMS["all_to_all"]["pairwise"], 3, 0, counts=counts)
+    *_, last = flow.states()
+    for rank, row in enumerate(last):
+        for other in {0, 1, 2} - {rank}:  # what is here of the other's elements
+            assert sum(stop - start for (_, start, stop), held in zip(flow.chunks, row)
+                       if other in held) == counts[other][rank]
+    assert all(m.elements == counts[m.source][m.target] for m in flow.messages)

@@ -17,7 +17,7 @@ def chunks(flow):
     """
     tables = frames(flow)
     most = max([held.total() for _, table in tables for row in table for held in row], default=0)
-    cell = 30 if max(flow.size, len(flow.chunks)) <= 8 else 21
+    cell = 30 if flow.size <= 8 else 21
     wide = max(SIDE + cell * len(flow.chunks),
                max(text_width(when, 12) for when, _ in tables)) + GAP
     tall = TOP + cell * flow.size + 20
@@ -27,14 +27,14 @@ def chunks(flow):
     y, lines = 28, []
     for text, size, bold in ((title(flow), 16, True), (claim(flow), 12, False),
                              (totals(flow), 12, False), (_meaning(flow), 12, False)):
-        for line in wrapped(text, scene.width - 48, size):
+        for line in wrapped(text, scene.width - 48, size, bold):
             lines.append(Label(24, y, line, size, colour="ink" if bold else "soft", bold=bold))
             y += size * 1.4
         y += 3
     scene.add("heading", *lines)
     for i, (when, table) in enumerate(tables):
         at = 24 + SIDE + (i % beside) * wide, y + 22 + (i // beside) * tall
-        scene.add("state", *_table(flow, when, table, *at, cell, most), step=i - 1, title=when)
+        scene.add("state", *_table(flow, when, table, *at, cell), step=i - 1, title=when)
     scene.height = y + 22 + -(-len(tables) // beside) * tall
     return scene
 
@@ -46,7 +46,7 @@ def _meaning(flow):
     return f"Rows are ranks, columns are chunks. A number: {told}{ticks}."
 
 
-def _table(flow, when, table, x, y, cell, most):
+def _table(flow, when, table, x, y, cell):
     """The shapes of one table with its upper left corner at (x, y)."""
     letters = 12 if cell > 24 else 10
     shapes = [Label(x, y, when, 12, bold=True)]
@@ -57,19 +57,18 @@ def _table(flow, when, table, x, y, cell, most):
         shapes.append(Label(x - 7, top + cell / 2 + 4, str(rank), 10, "end", "soft"))
         for c, held in enumerate(row):
             share, left = held.total(), x + c * cell
-            shapes.append(Box(left + 0.5, top + 0.5, cell - 1, cell - 1, f"s{share}", "line", 0.6, 2))
-            dark = most > 1 and share > 0.6 * most
+            shapes.append(Box(left + 0.5, top + 0.5, cell - 1, cell - 1, f"s{share}", "line", 0.6,
+                              2))
             if share:
-                ink = "paper" if dark else "ink"
                 lift = 1 if cell > 24 else 4
                 shapes.append(Label(left + cell / 2, top + cell / 2 + lift, str(share), letters,
-                                    "middle", ink))
-                shapes += _ticks(flow, held, left, top, cell, ink) if cell > 24 else []
+                                    "middle"))
+                shapes += _ticks(flow, held, left, top, cell) if flow.size <= 8 else []
     return shapes
 
 
-def _ticks(flow, held, left, top, cell, ink):
+def _ticks(flow, held, left, top, cell):
     """One short bar for each rank that has contributed, in its place."""
     room = (cell - 8) / flow.size
-    return [Box(left + 4 + rank * room + 0.4, top + cell - 9, room - 0.8, 4, ink, None)
+    return [Box(left + 4 + rank * room + 0.4, top + cell - 9, room - 0.8, 4, "ink", None)
             for rank in held]

@@ -1,8 +1,8 @@
 """The colours of the pictures, by what they stand for, on light and on dark ground.
 
-Chunks: up to eight have hues that people with any colour vision tell apart (Okabe & Ito 2008, "Color
-universal design"); more go around the circle of hues of OKLCH, in which equal steps look equal,
-light and dark in turn. Whatever a colour says stands in the picture as text too.
+Chunks: up to eight have hues that people with any colour vision tell apart (Okabe & Ito 2008,
+"Color universal design"); more go around the circle of hues of OKLCH, in which equal steps look
+equal, light and dark in turn. Whatever a colour says stands in the picture as text too.
 """
 
 from math import cos, pi, sin
@@ -24,7 +24,7 @@ ACTIONS = {"F": (252, 0.105), "B": (60, 0.115), "I": (185, 0.085), "W": (345, 0.
 
 
 def oklch(lightness, chroma, hue):
-    """The nearest sRGB colour "#rrggbb" of lightness 0-1, chroma, hue in degrees (Ottosson 2020)."""
+    """The nearest sRGB colour, "#rrggbb": lightness 0-1, hue in degrees. Ottosson 2020."""
     a, b = chroma * cos(hue * pi / 180), chroma * sin(hue * pi / 180)
     l, m, s = ((lightness + u * a + v * b) ** 3 for u, v in (
         (0.3963377774, 0.2158037573), (-0.1055613458, -0.0638541728),
@@ -48,9 +48,10 @@ def chunk_roles(count):
 
 
 def share_roles(count):
-    """{"s0": (light, dark), ...}: shades of 0 to `count` contributions, from the ground to blue."""
-    return {f"s{i}": (oklch(0.975 - 0.40 * i / count, 0.005 + 0.115 * i / count, 245),
-                      oklch(0.235 + 0.33 * i / count, 0.012 + 0.10 * i / count, 245))
+    """{"s0": (light, dark), ...}: shades of 0 to `count` contributions, from the ground to blue,
+    on all of which the ink is read."""
+    return {f"s{i}": (oklch(0.975 - 0.35 * i / count, 0.005 + 0.115 * i / count, 245),
+                      oklch(0.235 + 0.23 * i / count, 0.012 + 0.10 * i / count, 245))
             for i in range(count + 1)} if count else {"s0": ROLES["band"]}
 
 

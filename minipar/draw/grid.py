@@ -79,7 +79,8 @@ class Timeline:
 
     def heading(self):
         """The title, with the bubble rate."""
-        return self.title + (f": bubble {100 * self.bubble:.1f} %" if self.bubble is not None else "")
+        share = f": bubble {100 * self.bubble:.1f} %" if self.bubble is not None else ""
+        return self.title + share
 
     def bubbles(self):
         """(row, start, end) of every gap, the ones before a row's first action included."""
@@ -115,7 +116,7 @@ def schedule_scene(timelines):
     shortest = min((s.end - s.start for line in timelines for s in line.spans if s.end > s.start),
                    default=end)
     letters = max((len(s.label) for line in timelines for s in line.spans), default=2)
-    left = 36 + max(text_width(line.name(row), 12) for line in timelines for row in range(line.rows))
+    left = 36 + max(text_width(line.name(r), 12) for line in timelines for r in range(line.rows))
     # As wide as the shortest action needs for its number, from 560 to 1600 pixels.
     scale = min(max(560, text_width("0" * letters, 11) * end / shortest), 1600) / end
     scene = Scene(left + end * scale + 30, 0, "; ".join(line.heading() for line in timelines))

@@ -92,9 +92,11 @@ def _mark_entries(flow):
 
 
 def _chunk_entries(flow):
-    """The same for chunks. If all ranks have the same ones they are named by their range."""
+    """The same for chunks; of very many, in one line."""
     if len(flow.chunks) > SWATCHES:
-        return [(lambda x, y: [], f"c0 to c{len(flow.chunks) - 1}: {len(flow.chunks)} chunks in the "
-                                  f"order of the buffer", 0)]
-    return [(lambda x, y, c=c: square(x + 6, y, f"c{c}", 12), f"c{c} = {buffer}[{start}:{stop}]", 12)
-            for c, (_, buffer, start, stop) in enumerate(flow.chunks)]
+        return [(lambda x, y: [], f"c0 to c{len(flow.chunks) - 1}: in the order of the buffer", 0)]
+
+    def swatch(c):
+        return lambda x, y: square(x + 6, y, f"c{c}", 12)
+    return [(swatch(c), f"c{c} = {buffer}[{start}:{stop}]", 12)
+            for c, (buffer, start, stop) in enumerate(flow.chunks)]

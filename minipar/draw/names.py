@@ -105,8 +105,8 @@ def sentence(move):
     if move.kind in ("get", "get_reduce"):
         return (f"rank {move.target} gets {what} from rank {move.source}'s memory"
                 + ", and adds it" * move.reduces)
-    text = f"rank {move.source} {VERBS[move.kind].format(what, move.target)}"
-    return text + ", which adds it" * move.reduces + f", channel {move.channel}" * bool(move.channel)
+    return (f"rank {move.source} {VERBS[move.kind].format(what, move.target)}"
+            + ", which adds it" * move.reduces + f", channel {move.channel}" * bool(move.channel))
 
 
 def short_line(line):

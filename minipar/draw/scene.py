@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .colours import ROLES
 
-WIDE = 0.56  # of the height: the width of a letter, on the average
+WIDE, BOLD = 0.56, 0.63  # of the height: the width of a letter, on the average
 
 
 @dataclass
@@ -94,26 +94,16 @@ class Scene:
         return self.groups[-1]
 
 
-def moved(groups, dx, dy):
-    """Groups with everything dx further to the right and dy further down."""
-    def shift(shape):
-        if hasattr(shape, "points"):
-            return type(shape)(**{**vars(shape), "points": tuple((x + dx, y + dy)
-                                                                for x, y in shape.points)})
-        return type(shape)(**{**vars(shape), "x": shape.x + dx, "y": shape.y + dy})
-    return [Group(g.name, [shift(shape) for shape in g.shapes], g.title, g.data) for g in groups]
-
-
-def text_width(text, size):
+def text_width(text, size, bold=False):
     """About how wide a text is, in pixels."""
-    return len(text) * size * WIDE
+    return len(text) * size * (BOLD if bold else WIDE)
 
 
-def wrapped(text, width, size):
+def wrapped(text, width, size, bold=False):
     """A text as lines of at most about `width` pixels."""
     lines = [""]
     for word in text.split():
-        if lines[-1] and text_width(f"{lines[-1]} {word}", size) > width:
+        if lines[-1] and text_width(f"{lines[-1]} {word}", size, bold) > width:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return lines

@@ -23,9 +23,9 @@ def space_time(flow):
 class _Diagram:
     def __init__(self, flow):
         self.flow, self.size = flow, flow.size
-        longest = max((text_width(self.label([m]), LABEL) for m in flow.messages), default=0)
-        self.lane = max(80 if flow.size <= 8 else 58, 2.1 * longest + 6)
-        inner = max((flow.size - 1) * self.lane, 420)
+        longest = max((self.width(self.label([m])) for m in flow.messages), default=0)
+        self.lane = max(80 if flow.size <= 8 else 58, 2.1 * longest + 10)
+        inner = max((flow.size - 1) * self.lane, 480)
         self.left = LEFT + max(self.lane / 2, (inner - (flow.size - 1) * self.lane) / 2)
         width = max(self.left + (flow.size - 1) * self.lane + self.lane / 2 + RIGHT, inner + 120)
         self.scene = Scene(width, 0, title(flow))
@@ -35,6 +35,10 @@ class _Diagram:
     def x(self, rank):
         """Where a rank's lane is."""
         return self.left + rank * self.lane
+
+    def width(self, text):
+        """Of what stands at an arrow."""
+        return text_width(text, LABEL, bold=True)
 
     def label(self, moves):
         """What stands at arrows that leave a rank to one side."""
@@ -68,7 +72,7 @@ class _Diagram:
         for text, size, colour, bold in ((title(self.flow), 16, "ink", True),
                                          (claim(self.flow), 12, "soft", False),
                                          (totals(self.flow), 12, "soft", False)):
-            for line in wrapped(text, room, size):
+            for line in wrapped(text, room, size, bold):
                 shapes.append(Label(24, y, line, size, colour=colour, bold=bold))
                 y += size * 1.4
             y += 3
@@ -122,31 +126,34 @@ class _Diagram:
     def arrows(self, step, top, bottom):
         """The messages and one-sided accesses of a step."""
         moves = [m for m in self.flow.moves[step] if m.source != m.target]
-        ends, starts = {}, {}  # {(kind of end, rank): how many there are already}
-        told = {}  # {(rank, side): moves}
         numbers = {id(move): i for i, move in enumerate(self.flow.moves[step])}
+        arrived, left = {}, {}  # {rank: how many before}, {(source, target): how many before}
+        sides = {}  # {(rank, to the right): [(move, tail, head)]}
         for move in sorted(moves, key=lambda m: (abs(self.hop(step, m)), m.source)):
-            behind = sum(m.target == move.target for m in moves) - 1
-            slot = ends[move.target] = ends.get(move.target, -1) + 1
-            twin = starts[move[2:4]] = starts.get(move[2:4], -1) + 1
+            later = sum(m.target == move.target for m in moves) - 1 - arrived.get(move.target, 0)
+            twins = left.get(move[2:4], 0)
             hop = self.hop(step, move)
-            tail = self.x(move.source), top + 5 * twin
-            head = self.x(move.source + hop), bottom - SLOT * (behind - slot)
-            self.arrow(step, move, tail, head, numbers[id(move)])
-            told.setdefault((move.source, hop > 0), []).append((move, tail, head))
-        labels = []
-        for (_, right), those in told.items():
-            text = self.label([move for move, *_ in those])
-            _, (x, y), (far, low) = those[0]
-            run = min(max(0.27 * self.lane, text_width(text, LABEL) / 2 + 6), abs(far - x) / 2)
-            chunks = {c for move, *_ in those for c in move.chunks}
-            labels.append(Label(
-                x + run * (1 if right else -1), y + (low - y) * run / abs(far - x) + 2, text, LABEL,
-                "middle", f"c{min(chunks)}" if len(chunks) == 1 else "ink", True, True))
-        if labels:
-            self.scene.add("labels", *labels, step=step)
+            tail = self.x(move.source), top + 5 * twins
+            head = self.x(move.source + hop), bottom - SLOT * later
+            self.arrow(step, move, tail, head, numbers[id(move)], numbered=not twins)
+            arrived[move.target] = arrived.get(move.target, 0) + 1
+            left[move[2:4]] = twins + 1
+            sides.setdefault((move.source, hop > 0), []).append((move, tail, head))
+        if sides:
+            self.scene.add("labels", *[self.beside_tail(right, arrows)
+                                       for (_, right), arrows in sides.items()], step=step)
 
-    def arrow(self, step, move, tail, head, number):
+    def beside_tail(self, right, arrows):
+        """What the arrows carry that leave a rank to one side: on the shortest, near its tail, so
+        that labels of two ranks never meet."""
+        moves = [move for move, *_ in arrows]
+        text, chunks = self.label(moves), {c for move in moves for c in move.chunks}
+        _, (x, y), (far, low) = arrows[0]
+        run = min(max(0.27 * self.lane, self.width(text) / 2 + 5), abs(far - x) / 2)
+        return Label(x + run * (1 if right else -1), y + (low - y) * run / abs(far - x) + 2, text,
+                     LABEL, "middle", f"c{min(chunks)}" if len(chunks) == 1 else "ink", True, True)
+
+    def arrow(self, step, move, tail, head, number, numbered):
         """An arrow, in two parts if it goes around; and the mark where it ends."""
         period = self.size * self.lane
         shift = period if head[0] < self.low else -period if head[0] > self.high else 0
@@ -160,7 +167,7 @@ class _Diagram:
         tip = (end[0] + shift, end[1])
         colour = stripes[0] if len(stripes) == 1 else "ink"
         shapes.append(marks.head((stem[0] + shift, stem[1]), tip, colour, hollow=move.channel > 0))
-        if shift and head[1] - tail[1] >= 10 * abs(self.hop(step, move)):
+        if shift and numbered and head[1] - tail[1] >= 10 * abs(self.hop(step, move)):
             shapes += self.beside(move, tail, head, shift)
         words = f"{unit(self.flow)} {step}: {sentence(move)}"
         where = ", ".join(map(short_line, move.lines))
@@ -193,7 +200,7 @@ class _Diagram:
             colour = f"c{move.chunks[0]}" if move.chunks else "soft"
             name = "reduction" if move.reduces else "copy"
             shapes = (marks.plus(x, y, "paper") if move.reduces
-                      else marks.square(x, y, colour, min(10.0, wide - 1.5)))
+                      else marks.square(x, y, colour, min(10.0, 0.8 * wide)))
             if len(moves) == 1:
                 shapes.append(Label(x + 9, y + 4, chunk_names(move.chunks, 7), LABEL, "start",
                                     colour if len(move.chunks) == 1 else "ink", True, True))

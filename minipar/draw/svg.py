@@ -85,7 +85,8 @@ class _Writer:
             yield from self.label(shape)
         elif isinstance(shape, Box):
             where = (f'x="{n(shape.x)}" y="{n(shape.y)}" width="{n(shape.width)}" '
-                     f'height="{n(shape.height)}"' + f' rx="{n(shape.radius)}"' * (shape.radius > 0))
+                     f'height="{n(shape.height)}"')
+            where += f' rx="{n(shape.radius)}"' * (shape.radius > 0)
             yield (f'<rect {where} {self.paint("fill", shape.fill, "stroke", shape.stroke)} '
                    f'stroke-width="{n(shape.line)}"/>')
             if shape.hatched:

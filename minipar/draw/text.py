@@ -101,7 +101,7 @@ def _legend(flow, width):
     if any(move.channel for move in flow.messages):
         words.append("#k on channel k")
     chunks = [f"c{i} {buffer}[{start}:{stop}]"
-              for i, (_, buffer, start, stop) in enumerate(flow.chunks)]
+              for i, (buffer, start, stop) in enumerate(flow.chunks)]
     if len(chunks) > 12:
         chunks = [*chunks[:3], "...", chunks[-1]]
     return [*_filled(words, width), *_filled(chunks, width)]
