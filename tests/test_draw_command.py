@@ -1,7 +1,9 @@
 """`minipar draw`: what it prints and writes, its exit status, and what it refuses."""
 
+import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,30 @@ def test_it_is_a_command_of_minipar_and_imports_no_matplotlib_for_svg(tmp_path):
     assert done.returncode == 0 and not done.stderr, done
     assert "draw" in subprocess.run([sys.executable, "-m", "minipar", "--help"], cwd=ROOT,
                                     capture_output=True, text=True, timeout=60).stdout
+
+
+def commands_of(page):
+    """(arguments, what the page shows beneath) of every `minipar draw` in a page's blocks."""
+    for block in re.findall(r"```\n(\$ .*?)```", page.read_text(encoding="utf-8"), re.S):
+        for part in re.split(r"^\$ ", block, flags=re.M)[1:]:
+            command, _, shown = part.partition("\n")
+            assert command.startswith("python -m minipar draw ")
+            yield command.split()[4:], shown
+
+
+def test_the_page_about_drawing_shows_what_its_commands_print(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = list(commands_of(ROOT / "docs" / "drawing.md"))
+    assert len(found) > 5
+    for argv, shown in found:
+        if ".png" in " ".join(argv):
+            pytest.importorskip("matplotlib")
+        assert run(capsys, *argv) == (0, shown, ""), argv
+    written = {argv[argv.index("--output") + 1] for argv, _ in found if "--output" in argv}
+    assert {path.name for path in tmp_path.iterdir()} == written
+
+
+def test_the_pictures_of_the_page_are_there_and_pictures():
+    text = (ROOT / "docs" / "drawing.md").read_text(encoding="utf-8")
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert ET.parse(ROOT / "docs" / name).getroot().get("aria-label")
