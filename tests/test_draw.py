@@ -11,7 +11,7 @@ from minipar.comm import both, collective, copy, recv, recv_reduce, send
 from minipar.comm.graph import lower
 from minipar.comm.program import ALGORITHMS
 from minipar.draw import draw
-from minipar.draw.colours import chunk_roles, oklch
+from minipar.draw.colours import ROLES, chunk_roles, contrast, oklch, share_roles
 from minipar.draw.flow import Flow
 from minipar.draw.spacetime import space_time
 from minipar.draw.svg import to_svg
@@ -92,8 +92,9 @@ def test_there_is_an_arrow_for_each_message_and_a_mark_for_each_reduction(p):
 @pytest.mark.parametrize("theme", ["auto", "light", "dark"])
 def test_svg_is_well_formed_refers_to_nothing_outside_and_stays_within_its_frame(
         view, theme, tmp_path):
-    for program, p in ((RING, 8), (ALGORITHMS["all_to_all"]["bruck"], 6),
-                       (ALGORITHMS["all_reduce"]["shared"], 4), (RING, 17)):
+    for program, p in ((RING, 4), (ALGORITHMS["all_to_all"]["bruck"], 6),
+                       (ALGORITHMS["all_reduce"]["shared"], 4),
+                       (ALGORITHMS["all_gather"]["bruck"], 9)):
         path = tmp_path / "it.svg"
         assert draw(program, p, path=path, view=view, theme=theme) is None
         text = path.read_text(encoding="utf-8")
@@ -211,10 +212,11 @@ def test_copies_in_the_middle_of_messages_move_what_stood_before_the_round():
 def test_png_is_a_picture_of_the_scenes_size_and_shows_the_ground_of_the_theme(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
+    program = ALGORITHMS["all_gather"]["shared"]
     for theme, ground in (("light", (255, 255, 255)), ("dark", (20, 23, 28))):
         path = tmp_path / f"{theme}.png"
-        draw(ALGORITHMS["all_reduce"]["shared"], 4, path=path, theme=theme)
-        scene = space_time(Flow(ALGORITHMS["all_reduce"]["shared"], 4))
+        draw(program, 2, path=path, theme=theme)
+        scene = space_time(Flow(program, 2))
         with image.open(path) as picture:
             assert picture.convert("RGB").getpixel((2, 2)) == ground
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
@@ -225,7 +227,19 @@ def test_colours_are_those_of_the_colour_spaces_definition():
     assert oklch(1.0, 0.0, 0.0) == "#ffffff" and oklch(0.0, 0.0, 0.0) == "#000000"
     assert oklch(0.6279, 0.2577, 29.23) == "#ff0000"  # sRGB's red, as Ottosson gives it
     for count in (1, 8, 9, 17, 64):
-        assert len(set(chunk_roles(count).values())) == count
+        roles = chunk_roles(count)
+        assert len({pair for role, pair in roles.items() if role[0] == "c"}) == count
+        for ground in (0, 1):  # letters of their colours are read, on rows of either shade
+            for under in ("paper", "band"):
+                assert min(contrast(pair[ground], ROLES[under][ground])
+                           for role, pair in roles.items() if role[0] == "t") >= 4.5
+
+
+def test_ink_is_read_on_every_shade_of_contributions():
+    for count in (1, 2, 17):
+        for light, dark in share_roles(count).values():
+            assert contrast(light, ROLES["ink"][0]) >= 4.5 <= contrast(dark, ROLES["ink"][1])
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
 
 
 def test_blocks_of_unequal_lengths_are_chunks_of_their_own():

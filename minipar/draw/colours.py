@@ -37,14 +37,38 @@ def oklch(lightness, chroma, hue):
     return "#" + "".join(f"{round(255 * c):02x}" for c in encoded)
 
 
+def contrast(one, other):
+    """The contrast of two colours, from 1 to 21 (WCAG 2)."""
+    def luminance(colour):
+        parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def letters(colour, ground):
+    """The colour, mixed with ink as far as letters on `ground` need: to a contrast of 4.5."""
+    ink = ROLES["ink"][ground == ROLES["band"][1]]
+    for share in range(0, 101, 5):
+        parts = [(int(colour[i:i + 2], 16), int(ink[i:i + 2], 16)) for i in (1, 3, 5)]
+        mixed = "#" + "".join(f"{(c * (100 - share) + k * share) // 100:02x}" for c, k in parts)
+        if contrast(mixed, ground) >= 4.5:
+            break
+    return mixed
+
+
 def chunk_roles(count):
-    """{"c0": (light, dark), ...} of `count` chunks."""
-    if count <= len(OKABE_ITO):
-        return {f"c{i}": OKABE_ITO[i] for i in range(count)}
-    hues = [(20 + 360 * i / count) % 360 for i in range(count)]
-    return {f"c{i}": (oklch(0.50 if i % 2 else 0.62, 0.15, hue),
-                      oklch(0.70 if i % 2 else 0.80, 0.13, hue))
-            for i, hue in enumerate(hues)}
+    """{"c0": (light, dark), ...} of `count` chunks, and "t0", ... for letters of these colours."""
+    pairs = OKABE_ITO[:count]
+    if count > len(OKABE_ITO):
+        hues = [(20 + 360 * i / count) % 360 for i in range(count)]
+        pairs = [(oklch(0.50 if i % 2 else 0.62, 0.15, hue),
+                  oklch(0.70 if i % 2 else 0.80, 0.13, hue)) for i, hue in enumerate(hues)]
+    roles = {f"c{i}": pair for i, pair in enumerate(pairs)}
+    roles.update((f"t{i}", tuple(map(letters, pair, ROLES["band"])))
+                 for i, pair in enumerate(pairs))
+    return roles
 
 
 def share_roles(count):

@@ -151,7 +151,7 @@ class _Diagram:
         _, (x, y), (far, low) = arrows[0]
         run = min(max(0.27 * self.lane, self.width(text) / 2 + 5), abs(far - x) / 2)
         return Label(x + run * (1 if right else -1), y + (low - y) * run / abs(far - x) + 2, text,
-                     LABEL, "middle", f"c{min(chunks)}" if len(chunks) == 1 else "ink", True, True)
+                     LABEL, "middle", f"t{min(chunks)}" if len(chunks) == 1 else "ink", True, True)
 
     def arrow(self, step, move, tail, head, number, numbered):
         """An arrow, in two parts if it goes around; and the mark where it ends."""
@@ -203,6 +203,7 @@ class _Diagram:
                       else marks.square(x, y, colour, min(10.0, 0.8 * wide)))
             if len(moves) == 1:
                 shapes.append(Label(x + 9, y + 4, chunk_names(move.chunks, 7), LABEL, "start",
-                                    colour if len(move.chunks) == 1 else "ink", True, True))
+                                    f"t{move.chunks[0]}" if len(move.chunks) == 1 else "ink",
+                                    True, True))
             self.scene.add(name, *shapes, step=step, move=number, title=f"{unit(self.flow)} "
                            f"{step}: {sentence(move)} ({short_line(move.lines[0])})")
