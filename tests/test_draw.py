@@ -61,6 +61,13 @@ def test_the_ring_of_three_as_text():
     assert draw(RING, 3, 3) == RING_OF_3
 
 
+def test_what_is_done_alike_with_several_ranks_is_told_once():
+    text = draw(ALGORITHMS["all_reduce"]["all_gather_reduce"], 5, width=150)
+    assert "     0  >1-4 c0  <1-4 c0  >0,2-4 c0  <0,2-4 c0  >0-1,3-4 c0" in text
+    barrier = draw(ALGORITHMS["barrier"]["dissemination"], 3)
+    assert "     0  >1  <2  >2  <0  >0  <1\n" in barrier
+
+
 def test_the_chunks_of_the_ring_of_three_as_text():
     assert RING_OF_3_CHUNKS in draw(RING, 3, 3, view="chunks", width=80)
 

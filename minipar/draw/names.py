@@ -10,17 +10,20 @@ PAPER = re.compile(r"(?:(?:[A-Z][\w'-]+|de|van)(?:,| &| and| et al\.)? )+(?:19|2
 VERBS = {"message": "sends {} to rank {}", "put": "puts {} into rank {}'s memory"}
 
 
+def ranges(numbers):
+    """Numbers in order as "0-3,7"."""
+    runs = []
+    for k in numbers:
+        if runs and k == runs[-1][1] + 1:
+            runs[-1][1] = k
+        else:
+            runs.append([k, k])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
+
+
 def chunk_names(chunks, most=99):
     """Indices in order as "c0-3,7"; what would be longer than `most` letters as "6 chunks"."""
-    runs = []
-    for c in chunks:
-        if runs and c == runs[-1][1] + 1:
-            runs[-1][1] = c
-        else:
-            runs.append([c, c])
-    text = "c" + ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs)
-    if not chunks:
-        return "nothing"
+    text = f"c{ranges(chunks)}" if chunks else "nothing"
     return text if len(text) <= most else f"{len(chunks)} chunks"
 
 

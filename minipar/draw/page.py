@@ -12,7 +12,7 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from .names import chunk_names, sentence, short_line, title, unit
+from .names import ranges, sentence, short_line, title, unit
 from .spacetime import space_time
 from .svg import to_svg
 
@@ -43,7 +43,7 @@ def to_page(flow):
 def _whose(held):
     """Ranks in words: "ranks 0-2"; one that contributed twice is told."""
     twice = [f"rank {rank} {times} times" for rank, times in sorted(held.items()) if times > 1]
-    text = "rank" + "s" * (len(held) > 1) + f" {chunk_names(sorted(held))[1:]}"
+    text = "rank" + "s" * (len(held) > 1) + f" {ranges(sorted(held))}"
     return ", ".join([text, *twice]) if held else ""
 
 

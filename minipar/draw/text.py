@@ -2,7 +2,7 @@
 
 import textwrap
 
-from .names import chunk_names, claim, counted, frames, title, totals, unit
+from .names import chunk_names, claim, counted, frames, ranges, title, totals, unit
 
 # What a rank does, {} being whom with: as in the counterexamples of `minipar verify`.
 SIGNS = {("message", True): ">{}", ("message", False): "<{}", ("put", True): "put>{}",
@@ -46,20 +46,21 @@ def heading(flow, width):
 
 
 def _cell(flow, step, rank):
-    """What a rank does in a step: a list of texts."""
-    found = {}  # {sign: the moves that it stands for}
+    """What a rank does in a step: a list of texts, one for all others with whom it does the same
+    with the same chunks."""
+    held = {}  # {(sign, other rank, channel): the chunks of all such moves}
     for move in flow.moves[step]:
-        if rank in (move.source, move.target):
-            for who in dict.fromkeys((move.source, move.target)):
-                text = sign(move, rank)
-                other = move.target if rank == move.source else move.source
-                if text is not None and who == rank:
-                    channel = f" #{move.channel}" if move.channel else ""
-                    key = text.format(other), channel
-                    found.setdefault(key, set()).update(move.chunks)
-    order = sorted(found, key=lambda key: ("<" in key[0], "=" in key[0]))
-    return [f"{text} {chunk_names(sorted(found[text, channel]), 10)}{channel}"
-            for text, channel in order]
+        text = sign(move, rank) if rank in (move.source, move.target) else None
+        if text is not None:
+            other = move.target if rank == move.source else move.source
+            held.setdefault((text, other, move.channel), set()).update(move.chunks)
+    found = {}  # {(sign, chunks, channel): the other ranks}
+    for (text, other, channel), chunks in sorted(held.items()):
+        words = f" {chunk_names(sorted(chunks), 10)}" if chunks else ""
+        found.setdefault((text, words, channel), []).append(other)
+    order = sorted(found, key=lambda key: ("<" in key[0], "=" in key[0], found[key]))
+    return [text.format(ranges(found[text, words, channel])) + words
+            + f" #{channel}" * bool(channel) for text, words, channel in order]
 
 
 def _columns(widths, room):
@@ -114,7 +115,7 @@ def _filled(texts, width):
         if lines[-1] and len(lines[-1]) + 3 + len(text) > width:
             lines.append("")
         lines[-1] += "   " * bool(lines[-1]) + text
-    return lines
+    return lines if texts else []
 
 
 def chunks_text(flow, width=100):
