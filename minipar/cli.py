@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": ("bench", "time collectives, algorithms side by side: minipar bench --help"),
     "emulate": ("emulate", "run a CUDA kernel without a GPU, and find what is wrong with it"),
     "verify": ("commands.verify", "prove collective programs right, or print a counterexample"),
+    "draw": ("commands.draw", "draw a collective: in the terminal, as SVG or PNG, as a page"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }
