@@ -15,7 +15,7 @@ LAYERS = [
     {"nn", "optim", "models"},
     {"comm"},
     {"data", "checkpoint"},
-    {"parallel", "trace"},
+    {"parallel", "trace", "sim"},
     {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "commands",
      "cli", "__main__"},
 ]

@@ -205,7 +205,7 @@ class Scheduler:
             raise ValueError(f"no placement {placement!r}: there are {', '.join(PLACEMENTS)}")
         self.name, self.function, self.placement = name, function, placement
         self.chunks, self.problem, self.__doc__ = chunks, problem, function.__doc__
-        self._wants = set(inspect.signature(function).parameters)
+        self.wants = set(inspect.signature(function).parameters)
 
     def __call__(self, ranks, microbatches, chunks=None, times=None, memory_limit=None, kept=1):
         """The Schedule. Raises ScheduleError, with the arithmetic, for what cannot be.
@@ -221,13 +221,13 @@ class Scheduler:
                                 f"{chunks} chunks: each is at least 1")
         if self.chunks is not None and chunks != self.chunks:
             raise ScheduleError(f"{self.name} has {self.chunks} chunks a rank, not {chunks}")
-        if memory_limit is not None and "memory_limit" not in self._wants:
+        if memory_limit is not None and "memory_limit" not in self.wants:
             raise ScheduleError(f"{self.name} takes no memory limit: auto does")
         if self.problem is not None and (words := self.problem(ranks, microbatches, chunks)):
             raise ScheduleError(f"{self.name}: {words}")
         options = {"chunks": chunks, "times": times, "memory_limit": memory_limit,
                    "kept": kept}
-        options = {k: v for k, v in options.items() if k in self._wants}
+        options = {k: v for k, v in options.items() if k in self.wants}
         place = PLACEMENTS[self.placement]
         return Schedule(self.name, tuple(
             tuple(self.function(rank, ranks, microbatches, **options)) for rank in range(ranks)),

@@ -10,8 +10,8 @@ def dualpipev(rank, ranks, microbatches):
     whole backwards of the other, so that one's messages pass while the other computes; only the
     first and the last few micro-batches have their backward split.
 
-    Here the two of such a pair follow each other. A rank keeps the activations of at most 2p + 1
-    chunks, which is p + 1/2 micro-batches.
+    Here the two of such a pair follow each other. Bubble (p-1)(F+B-W)/2 if F = B >= W and
+    m >= 2p; a rank keeps the activations of at most 2p + 1 chunks, p + 1/2 micro-batches.
     """
     p, r, m = ranks, rank, max(microbatches, 2 * ranks)
     half = (r + 1) // 2

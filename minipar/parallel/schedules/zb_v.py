@@ -10,8 +10,8 @@ def zb_v(rank, ranks, microbatches):
     bubble pipeline parallelism"): rank r holds stages r and 2p-1-r, so that the gradient of a
     micro-batch starts where its forward ended, on the rank that has least to do.
 
-    No bubble beside (p-1) forwards and (p-1) Ws of half a rank if F = B = W; a rank keeps the
-    activations of at most 2p chunks, which is p micro-batches, as 1F1B's first.
+    No bubble if F = B = W and m >= 2p-1, and (p-1)(F+B-2W)/2 if W is shorter; a rank keeps the
+    activations of at most 2p chunks, which is p micro-batches, as 1F1B's first stage does.
     """
     p, r, m = ranks, rank, max(microbatches, 2 * ranks - 1)
     return passes(rank, ranks, microbatches, [
