@@ -4,7 +4,7 @@ Every action takes one unit and begins when what it needs is done. Broken schedu
 too: where nothing can go on, the rank that has done least goes on regardless.
 """
 
-NEAR_RANKS, NEAR_TIMES = 3, 6  # how much of a large grid is shown around a mark
+NEAR_RANKS, NEAR_TIMES, WIDTH = 3, 6, 100  # how much of a large grid is shown around a mark
 
 
 def starts(schedule):
@@ -67,18 +67,27 @@ def table(rows, columns, marks=(), word="action"):
         if number == 0 or (rank, at) != places[0]:
             cells[rank, at] = f"({text})" if number else f"[{text}]"
         last = max(last, at + 1)
-    rank, at = places[0] if places else (0, 0)
-    shown = _near(rank, NEAR_RANKS, len(rows)) if places else range(len(rows))
-    times = _near(at, NEAR_TIMES, last) if places else range(last)
-    lines = [["", *(f" {t} " for t in times)],
-             *([f"rank {r}", *(cells.get((r, t), "") for t in times)] for r in shown)]
-    lines[0][0] = word
+    if not places:
+        return _text(cells, range(len(rows)), range(last), word)
+    rank, at = places[0]
+    ranks = _near(rank, NEAR_RANKS, len(rows))
+    for distance in range(NEAR_TIMES, 0, -1):
+        times = _near(at, distance, last)
+        text = _text(cells, ranks, times, word)
+        if max(map(len, text.splitlines())) <= WIDTH:
+            break
+    if len(ranks) < len(rows) or len(times) < last:
+        text += f"\n  (of {len(rows)} ranks and {word}s 0 to {last - 1})"
+    return text
+
+
+def _text(cells, ranks, times, word):
+    """The cells of some ranks and times as lines."""
+    lines = [[word, *(f" {t} " for t in times)],
+             *([f"rank {r}", *(cells.get((r, t), "") for t in times)] for r in ranks)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  " + " ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
-            for line in lines]
-    if len(shown) < len(rows) or len(times) < last:
-        text.append(f"  (of {len(rows)} ranks and {word}s 0 to {last - 1})")
-    return "\n".join(text)
+    return "\n".join("  " + " ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
+                     for line in lines)
 
 
 def _near(at, distance, size):

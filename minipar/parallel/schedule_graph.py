@@ -129,20 +129,22 @@ def _match(tasks, replicas):
 
 
 def _mismatch(send, recv, ours, theirs, replicas):
-    """The ScheduleError for a send that meets another receive: blame the end that is too much."""
-    def named(tasks):
-        return [(t.chunk.buffer, t.chunk.start) for t in tasks]
-    a, b = named([send, recv])
+    """The ScheduleError for a send that meets another receive: blame the end that is too much, if
+    one is; else mark the other ends of the two as well."""
+    def same(tasks, other):
+        return [t for t in tasks if (t.chunk.buffer, t.chunk.start)
+                == (other.chunk.buffer, other.chunk.start)]
     here, there = send.rank // replicas, recv.rank // replicas
-    marks = [(here, send.round), (there, recv.round)]
-    if named(ours).count(a) > named(theirs).count(a):
-        words = f"rank {here}: {send.line} is never received"
-    elif named(theirs).count(b) > named(ours).count(b):
-        words, marks = f"rank {there}: {recv.line} is never sent", marks[::-1]
+    marks = [(there, recv.round), (here, send.round)]
+    if len(same(ours, send)) > len(same(theirs, send)):
+        words, marks = f"rank {here}: {send.line} is never received", marks[::-1]
+    elif len(same(theirs, recv)) > len(same(ours, recv)):
+        words = f"rank {there}: {recv.line} is never sent"
     else:
         words = (f"rank {there}: {recv.line} is posted where rank {here} sends {send.line}: "
                  f"messages between two ranks arrive in the order in which they are sent")
-        marks = marks[::-1]
+        marks += [(here, t.round) for t in same(ours, recv)]
+        marks += [(there, t.round) for t in same(theirs, send)]
     return ScheduleError(words, *marks[0], marks)
 
 

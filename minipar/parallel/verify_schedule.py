@@ -47,7 +47,8 @@ def verify(schedule, rows=None, replicas=1, kept=1):
     try:
         tasks = schedule_graph(schedule, lists, replicas)
     except ScheduleError as error:
-        raise _wrong(schedule, error, error.marks, rows) from None
+        marks = sorted(error.marks, key=lambda mark: _in_line(lists[mark[0]], mark[1]))
+        raise _wrong(schedule, error, marks, rows) from None
     for synchronous in (False, True):
         _run(schedule, lists, tasks, synchronous, rows, replicas)
     return peaks(schedule, kept)
