@@ -30,11 +30,13 @@ def programs_of(path):
 
 
 def definitions_of(path):
-    """(Programs, Schedulers) that a Python file defines; see `programs_of`."""
+    """(Programs, Schedulers) that a Python file defines; see `programs_of`. SCHEDULES stays what
+    it was: a user's schedule is called FILE.py:NAME, and takes no other's place."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no file {path}")
-    before = {id(thing) for thing in [*built_in(), *SCHEDULES.values()]}
+    offered = dict(SCHEDULES)
+    before = {id(thing) for thing in [*built_in(), *offered.values()]}
     spec = importlib.util.spec_from_file_location(f"minipar_user_{path.stem}", path)
     if spec is None:
         raise UsageError(f"{path} is not a Python file (.py)")
@@ -43,12 +45,14 @@ def definitions_of(path):
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
+        things = [*vars(module).values(), *built_in(), *SCHEDULES.values()]
     except (Exception, SystemExit) as error:
         raise UsageError(f"{path} cannot be run: {_in_a_line(error, path)}") from None
     finally:
         sys.path.remove(str(path.resolve().parent))
-    found = {id(thing): thing
-             for thing in [*vars(module).values(), *built_in(), *SCHEDULES.values()]
+        SCHEDULES.clear()
+        SCHEDULES.update(offered)
+    found = {id(thing): thing for thing in things
              if isinstance(thing, (Program, Scheduler)) and id(thing) not in before}.values()
     return ([thing for thing in found if isinstance(thing, Program)],
             [thing for thing in found if isinstance(thing, Scheduler)])

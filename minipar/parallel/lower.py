@@ -14,6 +14,10 @@ from collections import deque
 
 from .schedule import Action
 
+# The other end of each kind of message: (kind, how many stages further it is).
+ENDS = {"SEND_F": ("RECV_F", 1), "RECV_F": ("SEND_F", -1),
+        "SEND_B": ("RECV_B", -1), "RECV_B": ("SEND_B", 1)}
+
 
 def received(schedule, action):
     """The Action that receives what a computation needs from another rank; None if none does."""
@@ -39,10 +43,9 @@ def sent(schedule, action):
 
 def peer(schedule, action):
     """(rank, Action there) of the other end of a message."""
-    stage, kind, m = action
-    other = stage + 1 if kind in ("SEND_F", "RECV_B") else stage - 1
-    way = kind.replace("SEND", "RECV") if kind.startswith("SEND") else kind.replace("RECV", "SEND")
-    return schedule.rank_of[other], Action(other, way, m)
+    kind, further = ENDS[action.kind]
+    stage = action.stage + further
+    return schedule.rank_of[stage], Action(stage, kind, action.microbatch)
 
 
 def lower(schedule):
@@ -111,8 +114,9 @@ class _Lowering:
             self.out[rank].append(message)
 
     def _is_there(self, message):
-        end = peer(self.schedule, message)[1]
-        return end in (self.posted if message.kind.startswith("SEND") else self.begun)
+        stage, kind, m = message
+        end, further = ENDS[kind]
+        return (stage + further, end, m) in (self.posted if kind[0] == "S" else self.begun)
 
     def _post_in_a_circle(self, waits):
         """Of ranks that wait in a circle, let one post what another wants to send; whether one

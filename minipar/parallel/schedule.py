@@ -228,10 +228,15 @@ class Scheduler:
         options = {"chunks": chunks, "times": times, "memory_limit": memory_limit,
                    "kept": kept}
         options = {k: v for k, v in options.items() if k in self.wants}
+        rows = tuple(tuple(self.function(rank, ranks, microbatches, **options))
+                     for rank in range(ranks))
+        for rank, row in enumerate(rows):
+            for thing in row:
+                if not isinstance(thing, Action):
+                    raise TypeError(f"{self.name}: rank {rank} yields {thing!r}, which is no Action")
         place = PLACEMENTS[self.placement]
-        return Schedule(self.name, tuple(
-            tuple(self.function(rank, ranks, microbatches, **options)) for rank in range(ranks)),
-            microbatches, tuple(place(stage, ranks) for stage in range(chunks * ranks)))
+        return Schedule(self.name, rows, microbatches,
+                        tuple(place(stage, ranks) for stage in range(chunks * ranks)))
 
 
 SCHEDULES = {}

@@ -15,7 +15,7 @@ Messages between two ranks match first in first out.
 
 from ..comm.graph import Task
 from ..comm.program import Chunk
-from .lower import lower, received
+from .lower import ENDS, lower, received
 from .schedule import COMPUTE, Action, ScheduleError
 
 COMM = {"RECV_F": "recv", "RECV_B": "recv", "SEND_F": "send", "SEND_B": "send",
@@ -91,8 +91,8 @@ def _append(tasks, schedule, rank, row, copy, replicas):
     split, place = splits([row]), {action: len(tasks) + i for i, action in enumerate(row)}
     for i, action in enumerate(row):
         kind, other = action.kind, -1
-        if kind in COMM and kind != "REDUCE":
-            other = schedule.rank_of[action.stage + (1 if kind in ("SEND_F", "RECV_B") else -1)]
+        if kind in ENDS:
+            other = schedule.rank_of[action.stage + ENDS[kind][1]]
         task = Task(len(tasks), rank * replicas + copy, "comm" if kind in COMM else "compute",
                     COMM.get(kind, kind), i, *_chunks(schedule, action),
                     other if other < 0 else other * replicas + copy, 0, str(action))

@@ -3,8 +3,9 @@
 from ..schedule import F, I, W, schedule
 
 
-def _postponed(rank, microbatches, ahead, late):
-    """1F1B with `ahead` forwards before the first backward; W is `late` micro-batches late."""
+def postponed(rank, microbatches, ahead, late):
+    """1F1B's order with `ahead` forwards before the first backward; W is `late` micro-batches late.
+    """
     begun = 0
     for m in range(microbatches):
         while begun < min(m + ahead + 1, microbatches):
@@ -24,7 +25,7 @@ def zb_h1(rank, ranks, microbatches):
     1F1B's order, but the gradient leaves before W, and stage s does W s micro-batches late.
     Bubble (p-1)(F+B-W); every stage keeps the activations of at most p micro-batches.
     """
-    yield from _postponed(rank, microbatches, ranks - 1 - rank, rank)
+    yield from postponed(rank, microbatches, ranks - 1 - rank, rank)
 
 
 @schedule("zb-h2")
@@ -34,4 +35,4 @@ def zb_h2(rank, ranks, microbatches):
     Stage s does W 2s micro-batches late, so that forwards fill the start and Ws the end. Bubble
     (p-1)(F+B-2W), if m >= 2p-1; every stage keeps the activations of at most 2p-1 micro-batches.
     """
-    yield from _postponed(rank, microbatches, 2 * (ranks - 1 - rank), 2 * rank)
+    yield from postponed(rank, microbatches, 2 * (ranks - 1 - rank), 2 * rank)
