@@ -1,6 +1,7 @@
 """`minipar simulate schedule` and `minipar verify` of schedules: output, exit status, refusals."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,16 @@ def test_both_are_commands_of_minipar():
     shown = subprocess.run([sys.executable, "-m", "minipar", "--help"], cwd=ROOT,
                            capture_output=True, text=True, timeout=60).stdout
     assert "simulate" in shown
+
+
+def test_the_page_about_schedules_shows_what_its_commands_print(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    file(tmp_path, next(b for b in blocks if b.startswith("# eager.py\n")), "eager.py")
+    wrong = next(b for b in blocks if b.startswith('WRONG = """'))
+    file(tmp_path, wrong.split('"""')[1].removeprefix("\\\n"), "wrong.csv")
+    monkeypatch.chdir(tmp_path)
+    shown = re.findall(r"```\n\$ python -m minipar (.*?)\n(.*?)```", text, re.S)
+    assert len(shown) == 6
+    for command, output in shown:
+        assert run(capsys, *command.split()) == ("WRONG" in output, output, ""), command
