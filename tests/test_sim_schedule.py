@@ -69,6 +69,11 @@ def test_numbers_are_for_a_rank_and_lists_for_each_of_its_stages():
     assert simulate(one, Times(4, 4, 2)) == simulate(one, Times((2,) * 4, (2,) * 4, (1,) * 4))
 
 
+def test_stages_share_the_time_of_their_own_rank():
+    one = parse("0F0,2F0,2B0,0B0\n1F0,1B0")
+    assert simulate(one, Times(4, 4, 2)) == simulate(one, Times((2, 4, 2), (2, 4, 2), (1, 2, 1)))
+
+
 def test_the_cost_is_that_of_the_longest_rank_and_not_the_makespan():
     found = simulate(SCHEDULES["zb-h2"](4, 8), Times(1, 1, 1))
     assert (found.cost, found.makespan, found.bubble_rate) == (24, 27, 0)
@@ -87,6 +92,10 @@ def test_times_that_cannot_be_are_refused(times, words):
         simulate(SCHEDULES["gpipe"](2, 3), times)
 
 
-def test_a_schedule_that_waits_for_ever_is_refused_with_its_grid():
-    with pytest.raises(ScheduleError, match="deadlock"):
-        simulate(parse("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1"), Times(1, 1, 1))
+@pytest.mark.parametrize("text, words", [
+    ("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1", "deadlock"),
+    ("0F0,0B0\n1B0", "rank 1: stage 1 has no forward of micro-batch 0")])
+def test_a_schedule_that_cannot_run_to_its_end_is_refused_with_its_grid(text, words):
+    with pytest.raises(ScheduleError, match=words) as caught:
+        simulate(parse(text), Times(1, 1, 1))
+    assert "\n  rank 1 " in str(caught.value)

@@ -81,9 +81,16 @@ def test_the_trace_stands_at_the_side_and_only_commands_know_it():
             assert "trace" not in {target for target, _ in imports_of(path)}, path
 
 
+def test_the_simulator_stands_at_the_side_and_only_commands_know_it():
+    for path in files():
+        module = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if module not in {"sim", "__init__"} | LAYERS[-1]:
+            assert "sim" not in {target for target, _ in imports_of(path)}, path
+
+
 def test_importing_minipar_imports_no_mpi_no_cupy_and_no_compiler():
     code = ("import sys, minipar, minipar.nn, minipar.optim, minipar.comm, minipar.parallel\n"
-            "import minipar.trace\n"
+            "import minipar.trace, minipar.sim.schedule\n"
             "bad = {'mpi4py', 'mpi4py.MPI', 'cupy', 'tqdm', 'threadpoolctl', 'setuptools'}\n"
             "print(sorted(bad & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

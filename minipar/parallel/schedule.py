@@ -174,16 +174,16 @@ class Times(NamedTuple):
     W: object
     COMM: object = 0
 
-    def per_stage(self, stages, ranks):
-        """For each stage {kind of action: its time}. Raises ValueError for a sequence of another
-        length, or times that are negative."""
+    def per_stage(self, rank_of):
+        """For each stage {kind of action: its time}, given the rank of each stage. Raises
+        ValueError for a sequence of another length, or times that are negative."""
+        beside = [sum(other == rank for other in rank_of) for rank in rank_of]
         columns = []
         for name, value in zip("FBW", self):
             if not isinstance(value, (list, tuple)):
-                chunks = stages // ranks
-                value = [value if chunks == 1 else value / chunks] * stages
-            if len(value) != stages:
-                raise ValueError(f"{len(value)} times {name} for {stages} stages")
+                value = [value if count == 1 else value / count for count in beside]
+            if len(value) != len(rank_of):
+                raise ValueError(f"{len(value)} times {name} for {len(rank_of)} stages")
             columns.append(value)
         if min(self.COMM, *map(min, columns)) < 0:
             raise ValueError("times are not negative")
@@ -233,7 +233,8 @@ class Scheduler:
         for rank, row in enumerate(rows):
             for thing in row:
                 if not isinstance(thing, Action):
-                    raise TypeError(f"{self.name}: rank {rank} yields {thing!r}, which is no Action")
+                    raise TypeError(f"{self.name}: rank {rank} yields {thing!r}, which is no "
+                                    f"Action")
         place = PLACEMENTS[self.placement]
         return Schedule(self.name, rows, microbatches,
                         tuple(place(stage, ranks) for stage in range(chunks * ranks)))

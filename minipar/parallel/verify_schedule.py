@@ -6,7 +6,8 @@ A schedule is right if
 - it runs to its end, whether sends leave at once (eager) or wait until the other rank has posted
   the receive (synchronous): messages and reductions stand in the lists as `lower.py` writes them.
 
-An activation lives from its F to its B or W. As each happens once, in this order, none is used
+Collectives within a computation (tensor parallelism) are among ranks with the same list, and need
+no proof here. An activation lives from its F to its B or W. As each happens once, in this order, none is used
 before it is there or after it is freed. An error shows the rank x time grid with marked cells.
 """
 

@@ -8,7 +8,7 @@ computing. Reductions take no time here.
 
 from typing import NamedTuple
 
-from ..parallel.schedule import Action, Times
+from ..parallel.schedule import Action, ScheduleError, Times
 from ..parallel.schedule_graph import schedule_graph
 from ..parallel.verify_schedule import Peaks, peaks, verify
 
@@ -47,14 +47,17 @@ class Simulated(NamedTuple):
 def simulate(schedule, times, kept=1):
     """Simulate one step of a Schedule that is right; returns a Simulated.
 
-    times: Times, whose numbers are for a whole rank: each of its v chunks takes the v-th part.
+    times: Times, whose numbers are for a whole rank: each of its v stages takes the v-th part.
     kept:  the part of a micro-batch's activations that stays from I to W (`peaks`).
     Raises ValueError for times that are not those of these stages; ScheduleError, as
     `verify` does, for a schedule that cannot run to its end.
     """
-    takes = times.per_stage(schedule.stages, schedule.ranks)
-    tasks = schedule_graph(schedule)
-    spans = _events(schedule, tasks, takes, times.COMM)
+    takes = times.per_stage(schedule.rank_of)
+    try:
+        spans = _events(schedule, schedule_graph(schedule), takes, times.COMM)
+    except ScheduleError:
+        verify(schedule)  # raises, and says why
+        raise
     ends = [(row[0].start, row[-1].end) for row in spans if row]
     cost = max(end - start for start, end in ends)
     makespan = max(end for _, end in ends) - min(start for start, _ in ends)
@@ -91,5 +94,5 @@ def _events(schedule, tasks, takes, comm):
                     ends[task.id] = ends[task.deps[0]] + comm
                 at[rank], going = at[rank] + 1, True
     if any(at[rank] < len(row) for rank, row in enumerate(rows)):
-        verify(schedule)  # raises, and says why
+        raise ScheduleError("ranks wait for one another")
     return tuple(map(tuple, spans))

@@ -30,7 +30,7 @@ def auto(rank, ranks, microbatches, times, memory_limit, kept):
         raise ScheduleError(f"auto: a memory limit of {limit} micro-batches: it is at least 1")
     times = times or Times(1, 1, 1)
     try:
-        stages = tuple(tuple(t[kind] for kind in "FIW") for t in times.per_stage(ranks, ranks))
+        stages = tuple(tuple(t[kind] for kind in "FIW") for t in times.per_stage(range(ranks)))
     except ValueError as error:
         raise ScheduleError(f"auto: {error}") from None
     yield from best(microbatches, stages, times.COMM, limit, kept)[rank]
