@@ -7,8 +7,9 @@ A schedule is right if
   the receive (synchronous): messages and reductions stand in the lists as `lower.py` writes them.
 
 Collectives within a computation (tensor parallelism) are among ranks with the same list, and need
-no proof here. An activation lives from its F to its B or W. As each happens once, in this order, none is used
-before it is there or after it is freed. An error shows the rank x time grid with marked cells.
+no proof here. An activation lives from its F to its B or W; as each happens once, in this order,
+none is used before it is there or after it is freed. An error shows the rank x time grid with
+marked cells.
 """
 
 from collections import Counter
