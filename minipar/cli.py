@@ -13,6 +13,8 @@ COMMANDS = {
     "verify": ("commands.verify", "prove collective programs and pipeline schedules right, or "
                "print a counterexample"),
     "simulate": ("commands.simulate", "what pipeline schedules would cost, side by side"),
+    "draw": ("commands.draw", "draw a collective or pipeline schedules: in the terminal, as SVG "
+             "or PNG, as a page"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minipar"
 
@@ -15,7 +17,7 @@ LAYERS = [
     {"nn", "optim", "models"},
     {"comm"},
     {"data", "checkpoint"},
-    {"parallel", "trace", "sim"},
+    {"parallel", "trace", "sim", "draw"},
     {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "commands",
      "cli", "__main__"},
 ]
@@ -74,18 +76,12 @@ def test_layers_that_are_rank_blind_do_not_know_communication():
             assert not {t for t, _ in imports_of(path)} & {"comm", "parallel"}, path
 
 
-def test_the_trace_stands_at_the_side_and_only_commands_know_it():
+@pytest.mark.parametrize("aside", ["trace", "draw", "sim"])
+def test_what_stands_at_the_side_is_known_to_commands_only(aside):
     for path in files():
         module = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if module not in {"trace", "__init__"} | LAYERS[-1]:
-            assert "trace" not in {target for target, _ in imports_of(path)}, path
-
-
-def test_the_simulator_stands_at_the_side_and_only_commands_know_it():
-    for path in files():
-        module = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if module not in {"sim", "__init__"} | LAYERS[-1]:
-            assert "sim" not in {target for target, _ in imports_of(path)}, path
+        if module not in {aside, "__init__"} | LAYERS[-1]:
+            assert aside not in {target for target, _ in imports_of(path)}, path
 
 
 def test_importing_minipar_imports_no_mpi_no_cupy_and_no_compiler():
