@@ -9,7 +9,7 @@ from minipar.parallel.schedule import SCHEDULES, ScheduleError, Times
 from minipar.parallel.verify_schedule import peaks
 from minipar.sim.schedule import simulate
 
-GRID = [(1, 3), (2, 4), (3, 9), (4, 12), (6, 24)]
+GRID = [(1, 3), (2, 4), (3, 9), (5, 15)]
 
 
 def make(name, ranks, microbatches, chunks=None, **options):
@@ -130,7 +130,7 @@ def test_the_bubble_of_gpipe_and_1f1b_is_exactly_that_of_the_closed_form(ranks, 
             assert rate == Fraction(ranks - 1, count + ranks - 1)
 
 
-@pytest.mark.parametrize("times", [Times(2, 2, 2), Times(6, 6, 4), Times(8, 8, 5)])
+@pytest.mark.parametrize("times", [Times(2, 2, 2), Times(8, 8, 5)])
 @pytest.mark.parametrize("ranks, count", GRID)
 def test_bubbles_are_the_published_sizes(ranks, count, times):
     f, b, w, _ = times

@@ -8,7 +8,7 @@ import pytest
 from schedule_interpreter import runs, runs_lowered
 
 from minipar.parallel.lower import lower
-from minipar.parallel.schedule import ADDED, SCHEDULES, Action, ScheduleError, parse
+from minipar.parallel.schedule import ADDED, SCHEDULES, Action, Schedule, ScheduleError, parse
 from minipar.parallel.verify_schedule import peaks, verify
 
 MUTATED = [("gpipe", 3, 4, None), ("1f1b", 4, 6, None), ("interleaved", 2, 4, 2),
@@ -33,6 +33,46 @@ def test_published_schedules_are_right_for_all_numbers_of_ranks_and_micro_batche
                 assert runs(one.actions, one.rank_of, count)
                 for synchronous in (False, True):
                     assert runs_lowered(lower(one), one.rank_of, count, synchronous), (ranks, count)
+
+
+def random_schedule(rng):
+    """A right schedule in random order: stages on any ranks, some backwards split."""
+    ranks, count = rng.randint(1, 4), rng.randint(1, 5)
+    owner = [*range(ranks), *(rng.randrange(ranks) for _ in range(rng.randint(0, 4)))]
+    rng.shuffle(owner)
+    left = {(stage, kind, m) for stage in range(len(owner)) for m in range(count)
+            for kind in rng.choice(["FB", "FIW"])}
+    rows, last = [[] for _ in range(ranks)], len(owner) - 1
+
+    def gone(stage, kinds, m):
+        return not any((stage, kind, m) in left for kind in kinds)
+
+    def ready(action):
+        stage, kind, m = action
+        if kind == "F":
+            return stage == 0 or gone(stage - 1, "F", m)
+        if kind == "W":
+            return gone(stage, "FI", m)
+        return gone(stage, "F", m) and (stage == last or gone(stage + 1, "FBI", m))
+    while left:
+        action = rng.choice(sorted(filter(ready, left)))
+        left.remove(action)
+        rows[owner[action[0]]].append(Action(*action))
+    return Schedule("random", tuple(map(tuple, rows)), count, tuple(owner))
+
+
+def test_whatever_order_runs_with_sends_at_once_is_lowered_to_one_that_runs_with_sends_that_wait():
+    rng, early = random.Random(8), 0
+    for _ in range(150):
+        one = random_schedule(rng)
+        lists = lower(one)
+        verify(one)
+        verify(one, lists, replicas=2)
+        for synchronous in (False, True):
+            assert runs_lowered(lists, one.rank_of, one.microbatches, synchronous), str(one)
+        early += any(row[i].kind.startswith("RECV") and row[i + 1].kind.startswith("SEND")
+                     for row in lists for i in range(len(row) - 1))
+    assert early > 20  # receives that had to be posted before their time
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

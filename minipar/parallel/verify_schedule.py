@@ -127,7 +127,7 @@ def _check_counts(schedule):
               for m in range(schedule.microbatches)}
         for i, (stage, kind, m) in enumerate(row):
             of[stage, m].setdefault(kind, []).append(i)
-        missing = {key: [k for k in _lacks(found)] for key, found in of.items() if _lacks(found)}
+        missing = {key: lacks for key, found in of.items() if (lacks := _lacks(found))}
         for (stage, m), found in of.items():
             _check_twice(schedule, rank, stage, m, found, missing)
         for (stage, m), kinds in missing.items():
