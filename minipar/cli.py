@@ -10,8 +10,11 @@ COMMANDS = {
     "train": ("train", "train a model: minipar train --help"),
     "bench": ("bench", "time collectives, algorithms side by side: minipar bench --help"),
     "emulate": ("emulate", "run a CUDA kernel without a GPU, and find what is wrong with it"),
-    "verify": ("commands.verify", "prove collective programs right, or print a counterexample"),
-    "draw": ("commands.draw", "draw a collective: in the terminal, as SVG or PNG, as a page"),
+    "verify": ("commands.verify", "prove collective programs and pipeline schedules right, or "
+               "print a counterexample"),
+    "simulate": ("commands.simulate", "what pipeline schedules would cost, side by side"),
+    "draw": ("commands.draw", "draw a collective or pipeline schedules: in the terminal, as SVG "
+             "or PNG, as a page"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

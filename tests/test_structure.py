@@ -18,7 +18,7 @@ LAYERS = [
     {"nn", "optim", "models"},
     {"comm"},
     {"data", "checkpoint"},
-    {"parallel", "trace", "draw"},
+    {"parallel", "trace", "sim", "draw"},
     {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "commands",
      "cli", "__main__"},
 ]
@@ -77,7 +77,7 @@ def test_layers_that_are_rank_blind_do_not_know_communication():
             assert not {t for t, _ in imports_of(path)} & {"comm", "parallel"}, path
 
 
-@pytest.mark.parametrize("aside", ["trace", "draw"])
+@pytest.mark.parametrize("aside", ["trace", "draw", "sim"])
 def test_what_stands_at_the_side_is_known_to_commands_only(aside):
     for path in files():
         module = path.relative_to(PACKAGE).with_suffix("").parts[0]
@@ -87,7 +87,7 @@ def test_what_stands_at_the_side_is_known_to_commands_only(aside):
 
 def test_importing_minipar_imports_no_mpi_no_cupy_and_no_compiler():
     code = ("import sys, minipar, minipar.nn, minipar.optim, minipar.comm, minipar.parallel\n"
-            "import minipar.trace\n"
+            "import minipar.trace, minipar.sim.schedule\n"
             "bad = {'mpi4py', 'mpi4py.MPI', 'cupy', 'tqdm', 'threadpoolctl', 'setuptools'}\n"
             "print(sorted(bad & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -10,6 +10,7 @@ import pytest
 from minipar.cli import main
 from minipar.comm.kinds import KINDS
 from minipar.comm.program import ALGORITHMS
+from minipar.parallel.schedule import SCHEDULES
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,7 +146,8 @@ def test_without_a_file_every_algorithm_that_comes_with_minipar_is_proved_and_na
     status, out, _ = run(capsys, "--ranks", "1,2,4")
     assert status == 0
     names = {tuple(line.split()[:3]) for line in out.splitlines()}
-    assert names == {("right", kind, name) for kind, table in ALGORITHMS.items() for name in table}
+    tables = {**ALGORITHMS, "schedule": SCHEDULES}
+    assert names == {("right", kind, name) for kind, table in tables.items() for name in table}
     assert run(capsys, "--all", "--ranks", "1,2,4")[1] == out
 
 

@@ -11,6 +11,7 @@ from ..comm.topology import Topology
 from ..draw import VIEWS, draw
 from ..draw.svg import THEMES
 from ..options import UsageError
+from . import draw_schedule
 from .programs import built_in, programs_of
 
 
@@ -32,7 +33,8 @@ def _levels(text):
 
 def _parser():
     p = _Parser(prog="minipar draw", allow_abbrev=False, description=__doc__.split(": ")[1],
-                epilog="Exit status: 0 drawn; 2 it cannot be.")
+                epilog="A pipeline schedule is drawn by its name, or from my.csv: see minipar draw "
+                       "zb-h1 --help. Exit status: 0 drawn; 2 it cannot be.")
     p.add_argument("program", metavar="PROGRAM",
                    help="an algorithm's name, as in minipar verify, or FILE.py[:NAME] of your own")
     p.add_argument("-n", "--ranks", type=lambda text: _whole(text, 1), default=4, metavar="N",
@@ -111,6 +113,8 @@ def _draw(o):
 
 def main(argv):
     """Run the command; returns the exit status."""
+    if draw_schedule.is_about_schedules(argv):
+        return draw_schedule.main(argv)
     try:
         picture = _draw(_parser().parse_args(argv))
     except (UsageError, ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""The programs that a command is about: those of a file, or those that come with minipar."""
+"""The programs and schedulers that a command is about: those of a file, or minipar's own."""
 
 import importlib.util
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 from ..comm import algorithms  # noqa: F401  (registers them)
 from ..comm.program import ALGORITHMS, Program
 from ..options import UsageError
+from ..parallel.schedule import SCHEDULES, Scheduler
 
 
 def built_in():
@@ -22,10 +23,20 @@ def programs_of(path):
     The file is run as a module; what lies beside it can be imported. Raises UsageError if there is
     no such file, if it cannot be run, or if there is no program in it.
     """
+    programs, _ = definitions_of(path)
+    if not programs:
+        raise UsageError(f"there is no program in {path}: decorate a generator with @collective")
+    return programs
+
+
+def definitions_of(path):
+    """(Programs, Schedulers) that a Python file defines; see `programs_of`. SCHEDULES stays what
+    it was: a user's schedule is called FILE.py:NAME, and takes no other's place."""
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"no file {path}")
-    before = {id(program) for program in built_in()}
+    offered = dict(SCHEDULES)
+    before = {id(thing) for thing in [*built_in(), *offered.values()]}
     spec = importlib.util.spec_from_file_location(f"minipar_user_{path.stem}", path)
     if spec is None:
         raise UsageError(f"{path} is not a Python file (.py)")
@@ -34,15 +45,17 @@ def programs_of(path):
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
+        things = [*vars(module).values(), *built_in(), *SCHEDULES.values()]
     except (Exception, SystemExit) as error:
         raise UsageError(f"{path} cannot be run: {_in_a_line(error, path)}") from None
     finally:
         sys.path.remove(str(path.resolve().parent))
-    found = {id(p): p for p in [*vars(module).values(), *built_in()]
-             if isinstance(p, Program) and id(p) not in before}
-    if not found:
-        raise UsageError(f"there is no program in {path}: decorate a generator with @collective")
-    return list(found.values())
+        SCHEDULES.clear()
+        SCHEDULES.update(offered)
+    found = {id(thing): thing for thing in things
+             if isinstance(thing, (Program, Scheduler)) and id(thing) not in before}.values()
+    return ([thing for thing in found if isinstance(thing, Program)],
+            [thing for thing in found if isinstance(thing, Scheduler)])
 
 
 def _in_a_line(error, path):

@@ -1,4 +1,5 @@
-"""`minipar verify [FILE.py]`: prove the programs of a file, or those of minipar, right or wrong."""
+"""`minipar verify [FILE]`: prove the programs and pipeline schedules of a file, or minipar's own,
+right or wrong."""
 
 import argparse
 import difflib
@@ -9,7 +10,10 @@ from ..comm.cost import cost
 from ..comm.program import RANKS as RESTRICTIONS
 from ..comm.verify import VerificationError, cases, verify
 from ..options import UsageError
-from .programs import built_in, programs_of
+from ..parallel.schedule import SCHEDULES
+from .programs import built_in, definitions_of
+from .schedules import read_csv
+from .verify_schedules import report_schedule, report_scheduler
 
 RANKS = (*range(1, 10), 16, 17)
 
@@ -31,30 +35,37 @@ def _ranks(text):
 
 
 def _parser():
-    p = _Parser(prog="minipar verify", allow_abbrev=False, description=__doc__.split(": ")[1],
+    p = _Parser(prog="minipar verify", allow_abbrev=False, description=" ".join(
+        __doc__.split(": ")[1].split()),
                 epilog="Exit status: 0 all are right; 1 one is wrong (its counterexample is "
-                       "printed); 2 the file cannot be read, or holds no program.")
-    p.add_argument("file", nargs="?", metavar="FILE.py",
-                   help="a file of your own; without it the algorithms that come with minipar")
-    p.add_argument("--all", action="store_true", help="these too, beside those of FILE.py")
+                       "printed); 2 the file cannot be read, or holds nothing to prove.")
+    p.add_argument("file", nargs="?", metavar="FILE",
+                   help="a file of your own: FILE.py, with @collective or @schedule in it, or a "
+                   "schedule as .csv; without it all that comes with minipar")
+    p.add_argument("--all", action="store_true", help="these too, beside what is in FILE")
     p.add_argument("--ranks", type=_ranks, default=RANKS, metavar="2,3,8",
                    help="numbers of ranks to prove them for (default 1-9,16,17)")
-    p.add_argument("--algorithm", metavar="NAME", help="only programs of this name")
+    p.add_argument("--algorithm", metavar="NAME", help="only what has this name")
     return p
 
 
 def _chosen(o):
-    """The programs that the options `o` ask for."""
-    programs = programs_of(o.file) if o.file else []
+    """(programs, schedulers) that the options `o` ask for."""
+    programs, schedulers = definitions_of(o.file) if o.file else ([], [])
+    if o.file and not programs and not schedulers:
+        raise UsageError(f"there is no program in {o.file}: decorate a generator with @collective, "
+                         f"or with @schedule")
     if o.all or not o.file:
         programs = programs + [p for p in built_in() if p not in programs]
+        schedulers = schedulers + [s for s in SCHEDULES.values() if s not in schedulers]
     if o.algorithm is None:
-        return programs
-    names = sorted({p.name for p in programs})
+        return programs, schedulers
+    names = sorted({p.name for p in programs + schedulers})
     if o.algorithm not in names:
         near = difflib.get_close_matches(o.algorithm, names, n=3) or names
         raise UsageError(f"no program {o.algorithm!r}: did you mean {', '.join(near)}?")
-    return [p for p in programs if p.name == o.algorithm]
+    return ([p for p in programs if p.name == o.algorithm],
+            [s for s in schedulers if s.name == o.algorithm])
 
 
 def _report(program, ranks):
@@ -104,9 +115,12 @@ def main(argv):
     """Run the command; returns the exit status."""
     try:
         o = _parser().parse_args(argv)
-        programs = _chosen(o)
+        if o.file and o.file.endswith(".csv"):
+            return 0 if report_schedule(read_csv(o.file), o.file) else 1
+        programs, schedulers = _chosen(o)
     except UsageError as error:
         print(f"minipar: error: {error}", file=sys.stderr)
         return 2
     results = [_report(program, o.ranks) for program in programs]
+    results += [report_scheduler(scheduler, o.ranks, _listed) for scheduler in schedulers]
     return 0 if all(results) else 1

@@ -1,5 +1,6 @@
 """Parallel training."""
 
+from . import schedules  # noqa: F401  (registers them)
 from .ddp import DistributedDataParallel
 from .mesh import Mesh
 from .pipelined import Pipelined

@@ -5,10 +5,10 @@ An action is written `3F5`: stage 3, forward, micro-batch 5. Its kinds:
     F  forward                                   I  gradient of the input alone
     B  whole backward (I and W as one)           W  gradient of the weights, some time after I
 
-A schedule says in which order a rank computes, and nothing else. Messages, the reduction of
-gradients and the optimizer's step follow from it (`lower.py`); the verifier, the simulator, the
-drawer and the runtime take any schedule, and know none by name. One is a generator, from the
-point of view of one rank:
+A schedule says in which order a rank computes, and nothing else. Messages and the reduction of
+gradients follow from it (`lower.py`); the verifier, the simulator, the drawer and the runtime take
+any schedule, and know none by name. One is a generator, from the point of view of one rank; those
+that come with minipar are in `schedules/`:
 
     @schedule("gpipe")
     def gpipe(rank, ranks, microbatches):
@@ -30,11 +30,15 @@ _ACTION = re.compile(rf"(\d+)({'|'.join(COMPUTE)})(\d+)")
 
 
 class ScheduleError(ValueError):
-    """What is wrong with a schedule: at `rank`, at position `index` of its list, if known."""
+    """What is wrong with a schedule: at `rank`, at position `index` of its list, if known.
 
-    def __init__(self, words, rank=None, index=None):
+    marks: (rank, index) of all actions that have a part in it, the one to blame first.
+    """
+
+    def __init__(self, words, rank=None, index=None, marks=()):
         super().__init__(words)
         self.rank, self.index = rank, index
+        self.marks = list(marks) or ([] if index is None else [(rank, index)])
 
 
 class Action(NamedTuple):
@@ -157,10 +161,39 @@ def parse(text, name="schedule"):
     return Schedule(name, tuple(rows), count, tuple(owner[s] for s in range(len(owner))))
 
 
+class Times(NamedTuple):
+    """How long computations and messages take, in any unit of time.
+
+    F:    a forward. B: the gradient of the input, which is action I; W: the gradient of the
+          weights. Action B, the whole backward, takes B + W. A number is the time of all stages
+          of a rank together, which share it equally; a sequence has the time of each stage.
+    COMM: from the end of a computation until another rank has its result. Nothing within a rank.
+    """
+    F: object
+    B: object
+    W: object
+    COMM: object = 0
+
+    def per_stage(self, rank_of):
+        """For each stage {kind of action: its time}, given the rank of each stage. Raises
+        ValueError for a sequence of another length, or times that are negative."""
+        beside = [sum(other == rank for other in rank_of) for rank in rank_of]
+        columns = []
+        for name, value in zip("FBW", self):
+            if not isinstance(value, (list, tuple)):
+                value = [value if count == 1 else value / count for count in beside]
+            if len(value) != len(rank_of):
+                raise ValueError(f"{len(value)} times {name} for {len(rank_of)} stages")
+            columns.append(value)
+        if min(self.COMM, *map(min, columns)) < 0:
+            raise ValueError("times are not negative")
+        return [{"F": f, "B": b + w, "I": b, "W": w} for f, b, w in zip(*columns)]
+
+
 class Scheduler:
     """A way to make schedules for any number of ranks and micro-batches.
 
-    function:  f(rank, ranks, microbatches), with `chunks` and `times` as further parameters if it
+    function:  f(rank, ranks, microbatches), with further parameters of Scheduler.__call__ if it
                wants them; yields Actions.
     placement: a key of PLACEMENTS. chunks: stages a rank: None for any number (`chunks` is then
                given), else that number. problem: (ranks, microbatches, chunks) -> why it cannot
@@ -168,15 +201,19 @@ class Scheduler:
     """
 
     def __init__(self, name, function, placement="loop", chunks=1, problem=None):
+        if placement not in PLACEMENTS:
+            raise ValueError(f"no placement {placement!r}: there are {', '.join(PLACEMENTS)}")
         self.name, self.function, self.placement = name, function, placement
         self.chunks, self.problem, self.__doc__ = chunks, problem, function.__doc__
-        self._wants = set(inspect.signature(function).parameters)
+        self.wants = set(inspect.signature(function).parameters)
 
-    def __call__(self, ranks, microbatches, chunks=None, times=None):
+    def __call__(self, ranks, microbatches, chunks=None, times=None, memory_limit=None, kept=1):
         """The Schedule. Raises ScheduleError, with the arithmetic, for what cannot be.
 
-        chunks: stages a rank; the scheduler's own, or 2, if None. times: those that a scheduler
-        may plan with (Times, `simulate.py`); most ask for none.
+        chunks:       stages a rank; the scheduler's own, or 2, if None.
+        times:        Times that a scheduler may plan with; most do not look at them.
+        memory_limit: how many micro-batches' activations a rank may keep; for those that can.
+        kept:         the part of a micro-batch's activations that stays from I to W, 0 to 1.
         """
         chunks = chunks or self.chunks or 2
         if min(ranks, microbatches, chunks) < 1:
@@ -184,14 +221,23 @@ class Scheduler:
                                 f"{chunks} chunks: each is at least 1")
         if self.chunks is not None and chunks != self.chunks:
             raise ScheduleError(f"{self.name} has {self.chunks} chunks a rank, not {chunks}")
+        if memory_limit is not None and "memory_limit" not in self.wants:
+            raise ScheduleError(f"{self.name} takes no memory limit: auto does")
         if self.problem is not None and (words := self.problem(ranks, microbatches, chunks)):
             raise ScheduleError(f"{self.name}: {words}")
-        options = {"chunks": chunks, "times": times}
-        options = {k: v for k, v in options.items() if k in self._wants}
+        options = {"chunks": chunks, "times": times, "memory_limit": memory_limit,
+                   "kept": kept}
+        options = {k: v for k, v in options.items() if k in self.wants}
+        rows = tuple(tuple(self.function(rank, ranks, microbatches, **options))
+                     for rank in range(ranks))
+        for rank, row in enumerate(rows):
+            for thing in row:
+                if not isinstance(thing, Action):
+                    raise TypeError(f"{self.name}: rank {rank} yields {thing!r}, which is no "
+                                    f"Action")
         place = PLACEMENTS[self.placement]
-        return Schedule(self.name, tuple(
-            tuple(self.function(rank, ranks, microbatches, **options)) for rank in range(ranks)),
-            microbatches, tuple(place(stage, ranks) for stage in range(chunks * ranks)))
+        return Schedule(self.name, rows, microbatches,
+                        tuple(place(stage, ranks) for stage in range(chunks * ranks)))
 
 
 SCHEDULES = {}
@@ -203,35 +249,3 @@ def schedule(name, *, placement="loop", chunks=1, problem=None):
         SCHEDULES[name] = Scheduler(name, function, placement, chunks, problem)
         return SCHEDULES[name]
     return declare
-
-
-@schedule("sequential")
-def sequential(rank, ranks, microbatches):
-    """One micro-batch at a time: forward and backward through all stages. Only one rank works."""
-    for m in range(microbatches):
-        yield F(rank, m)
-        yield B(rank, m)
-
-
-@schedule("gpipe")
-def gpipe(rank, ranks, microbatches):
-    """Huang et al. 2019: all forwards, then all backwards. Bubble (p-1)/(m+p-1); each stage keeps
-    the activations of all m micro-batches."""
-    for m in range(microbatches):
-        yield F(rank, m)
-    for m in range(microbatches):
-        yield B(rank, m)
-
-
-@schedule("1f1b")
-def one_forward_one_backward(rank, ranks, microbatches):
-    """Narayanan et al. 2019 (PipeDream-flush): as few forwards ahead as keep the pipe full. The
-    bubble of GPipe, but stage s keeps the activations of at most p - s micro-batches."""
-    ahead = min(ranks - 1 - rank, microbatches)
-    for m in range(ahead):
-        yield F(rank, m)
-    for m in range(microbatches - ahead):
-        yield F(rank, ahead + m)
-        yield B(rank, m)
-    for m in range(microbatches - ahead, microbatches):
-        yield B(rank, m)

@@ -1,0 +1,1 @@
+"""Simulation of task graphs: what a schedule would cost, without running it."""
