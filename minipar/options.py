@@ -11,7 +11,7 @@ from .comm.world import is_launched
 from .context import KERNELS
 from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
-from .parallel.schedule import SCHEDULES, ScheduleError
+from .parallel.schedule import SCHEDULES
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -104,8 +104,8 @@ def parser():
         help="what --ranks starts: processes (default), threads, or mpi")
     add("--dp", type=count, metavar="N", help="replicas of the model: what --pp leaves, if given")
     add("--pp", type=count, default=1, metavar="N", help="cut the model by layers over N ranks")
-    add("--schedule", type=_one_of(tuple(SCHEDULES)), default="1f1b",
-        help="of the pipeline: " + ", ".join(SCHEDULES))
+    add("--schedule", default="1f1b", metavar="NAME | FILE", help="of the pipeline: "
+        + ", ".join(SCHEDULES) + "; or one of yours, proved first: my.csv, FILE.py:NAME")
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
     add("--recompute", action="store_true",
         help="stages keep their input alone, and run forward again in backward")
@@ -163,12 +163,15 @@ def _check_layout(o, world_size):
     """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
     try:
         o.mesh = Mesh.of(world_size, o.dp, o.pp)
-        o.microbatches = o.microbatches or (2 * o.pp if o.pp > 1 else 1)
-        o.pipeline = None
-        if o.pp > 1:
-            o.pipeline = SCHEDULES[o.schedule](o.pp, o.microbatches, o.chunks)
-    except (ValueError, ScheduleError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from None
+    o.pipeline, asked = None, o.microbatches
+    o.microbatches = asked or (2 * o.pp if o.pp > 1 else 1)
+    if o.pp > 1:
+        from .commands.schedules import schedule_of  # which knows the errors of this file
+        m = asked if o.schedule.endswith(".csv") else o.microbatches  # a file says how many
+        o.pipeline = schedule_of(o.schedule, o.pp, m, o.chunks)
+        o.microbatches = o.pipeline.microbatches
     dp = o.mesh.dp
     if o.batch_size < dp:
         raise UsageError(f"global batch {o.batch_size} < {dp} ranks" if o.pp == 1 else
