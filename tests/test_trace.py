@@ -14,7 +14,7 @@ import minipar as mp
 from launch import mpirun
 from minipar import nn, optim, trace
 from minipar.comm import run_threads, world
-from minipar.comm.plan import Engine
+from minipar.comm.engine import Engine
 from minipar.comm.transport.base import Lone
 from minipar.context import current
 from minipar.parallel import DistributedDataParallel
@@ -374,9 +374,9 @@ def test_an_exception_closes_what_it_leaves_and_the_recording():
 
 def test_a_wait_is_recorded_with_what_it_waits_for_and_only_if_there_is_one():
     class Soon:
-        name, left = "something", 3
+        name, left, done = "something", 3, False
 
-        def test(self):
+        def step(self):
             self.left -= 1
             return self.left < 0
 
@@ -385,6 +385,7 @@ def test_a_wait_is_recorded_with_what_it_waits_for_and_only_if_there_is_one():
     recorder, engine = trace.Recorder(), Engine(Lone())
     with recorder:
         soon = Soon()
+        engine._active.append(soon)
         engine.wait(soon)
         engine.wait(soon)
     assert [(s[0], s[1], s[4]) for s in recorder.spans] == [("wait", "something", (4,))]

@@ -46,6 +46,12 @@ class Mpi(Transport):
         from . import mpi_collectives
         return mpi_collectives.collective(self.comm, kind, arrays, op, root, counts)
 
+    def refuses_threads(self):
+        level = MPI.Query_thread()
+        return None if level == MPI.THREAD_MULTIPLE else (
+            f"MPI was initialised with thread level {level} of {MPI.THREAD_MULTIPLE}, "
+            f"MPI_THREAD_MULTIPLE: do not set mpi4py.rc.thread_level")
+
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
         comm = self.comm.Create_group(group, tag=0)
