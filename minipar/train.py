@@ -144,6 +144,7 @@ class Job:
             self.first_step, optimizer_state = self._start_from(module)
             if o.trace:
                 trace.check_path(o.trace)
+            comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
@@ -211,7 +212,7 @@ class Job:
         parameters = sum(p.numel() for p in self.model.parameters())
         self.report.say(f"{o.model} ({parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks, "
-                        f"{o.algorithm} all-reduce"
+                        f"{o.algorithm} all-reduce" + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
             if not o.trace:
@@ -258,7 +259,7 @@ class Job:
         speed = shard.size / seconds
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
-                          grad_norm=self.optimizer.grad_norm)
+                          overlap=self.model.overlap, grad_norm=self.optimizer.grad_norm)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
 

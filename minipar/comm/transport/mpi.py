@@ -49,8 +49,7 @@ class Mpi(Transport):
     def refuses_threads(self):
         level = MPI.Query_thread()
         return None if level == MPI.THREAD_MULTIPLE else (
-            f"MPI was initialised with thread level {level} of {MPI.THREAD_MULTIPLE}, "
-            f"MPI_THREAD_MULTIPLE: do not set mpi4py.rc.thread_level")
+            f"MPI was initialised for fewer threads: level {level}, not MPI_THREAD_MULTIPLE")
 
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
