@@ -114,7 +114,7 @@ class Buckets:
         waits = time.perf_counter()
         for bucket in self._buckets:
             bucket.plan.wait()
-        if self.comm.size > 1:
+        if self.comm.size > 1 and self._buckets:
             self.overlap = share_before(waits, [bucket.plan for bucket in self._buckets])
         for flat in self.flats:
             for i, p in enumerate(flat.parameters):
