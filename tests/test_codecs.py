@@ -17,7 +17,7 @@ from minipar.comm.cost import cost
 from minipar.comm.graph import GraphError, lower
 from minipar.comm.program import ALGORITHMS, ProgramError
 from minipar.comm.transport.threads import Threads
-from minipar.comm.verify import VerificationError, verify
+from minipar.comm.verify import VerificationError, verify, verify_traces
 
 float16, bfloat16, identity = CODECS["float16"], CODECS["bfloat16"], CODECS["identity"]
 SENT = [p for p in ALGORITHMS["all_reduce"].values() if p.name != "shared"]
@@ -140,6 +140,19 @@ def test_an_owner_that_keeps_full_precision_is_rejected_and_one_that_rounds_is_r
     verify(ring_with(float16, "after"), p)
 
 
+def test_a_root_that_nobody_wrote_to_is_rejected_naming_who_received_something_else():
+    @collective("broadcast")
+    def star(rank, size, x, root):
+        if rank == root:
+            yield [send(x, peer, codec=float16) for peer in range(size) if peer != root]
+        else:
+            yield recv(x, root, codec=float16)
+    with pytest.raises(VerificationError, match=r"root 1: rank 1 does not end(.|\n)*"
+                       r"rank 1: r1\n  rank 0: float16\(r1\)\n") as caught:
+        verify(star, 3, root=1)
+    assert (caught.value.rank, caught.value.round) == (0, 0)
+
+
 def test_the_one_bit_that_the_verifier_saw_is_there_in_an_execution():
     def job(program):
         x = codec_cases.given(world().rank, 100, np.float32)
@@ -218,6 +231,25 @@ def test_ends_of_a_message_with_different_codecs_are_refused_naming_both_lines()
                                              [[recv(x, 0, codec=float16)]])), 2, root=0)
 
 
+@pytest.mark.parametrize("name", ["ring", "recursive_doubling", "double_binary_tree"])
+def test_every_message_of_which_one_end_has_lost_its_codec_is_rejected(name):
+    p, n, program = 5, 12, compressed(ALGORITHMS["all_reduce"][name], float16)
+    traces = [program.trace(rank, p, n) for rank in range(p)]
+    broken = 0
+    for rank, trace in enumerate(traces):
+        for k, ops in enumerate(trace.rounds):
+            for i, op in enumerate(ops):
+                if op.peer < 0:
+                    continue
+                changed = (*ops[:i], op._replace(codec=None), *ops[i + 1:])
+                mutant = trace._replace(rounds=(*trace.rounds[:k], changed, *trace.rounds[k + 1:]))
+                with pytest.raises(VerificationError, match="as it is") as caught:
+                    verify_traces([*traces[:rank], mutant, *traces[rank + 1:]], program.kind, n)
+                assert caught.value.rank in (rank, op.peer)
+                broken += 1
+    assert broken >= 20
+
+
 def test_what_is_no_codec_is_refused_with_the_line():
     named = collective("broadcast")(
         lambda rank, size, x, root: iter([send(x, 1 - rank, codec="float16")]))
@@ -245,9 +277,12 @@ def test_programs_of_other_kinds_can_be_compressed_too(kind):
                 verify(compressed(program, bfloat16), p)
 
 
-def test_what_sends_nothing_cannot_be_compressed():
+def test_what_sends_nothing_or_changes_on_the_way_cannot_be_compressed():
     with pytest.raises(ValueError, match="shared reads and writes memory of its peers"):
         lower(compressed(ALGORITHMS["all_reduce"]["shared"], float16), 2, 8)
+    with pytest.raises(ValueError, match="scale is not idempotent: it would change on the way"):
+        compressed(ring, scaled)
+    verify(compressed(ALGORITHMS["reduce"]["binomial"], scaled), 5)
 
 
 def test_compressed_programs_compose():

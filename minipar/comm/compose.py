@@ -48,13 +48,15 @@ def compressed(program, codec):
     """The Program that sends all that `program` sends encoded by `codec`: `ring_float16` of `ring`.
 
     Where all ranks have the result, a rank that sends a chunk first replaces its own copy by what
-    the receiver gets, and all do so with x at the end: so all end with the same bits, if the codec
-    is idempotent. (`minipar verify` says for which programs that is enough.) Each addition of a
-    partial sum is then of one that was rounded on the way. Costs a round trip through the codec on
-    the sender; the bytes that are sent are those of the codec.
-    Raises ValueError for programs that reach into their peers' memory, when they are traced.
+    the receiver gets, and all do so with x at the end, so that all end with the same bits. (It is
+    `minipar verify` that says for which programs this is enough.) The sender pays for a round trip
+    through the codec. Raises ValueError if the result of all would need an idempotent codec and
+    this is none; and, when it is traced, for a program that reaches into its peers' memory.
     """
     shared = program.kind.name in EVERYBODYS
+    if shared and not (codec.idempotent or codec.lossless):
+        raise ValueError(f"compressed: {program.name} sends on what it has received, and codec "
+                         f"{codec.name} is not idempotent: it would change on the way")
 
     def encoded(rank, size, *buffers, **options):
         for ops in program(rank, size, *buffers, **options):

@@ -180,9 +180,10 @@ def different_trees(run, cells):
                  if tree == max((t for t in trees if t != int(run.trees[cell])), key=count.get))
     (rank, buffer, element), (second, *_) = run.name(cell), run.name(other)
     history = History(run, [cell, other])
+    last = history.last(cell) or history.last(other)  # what was there from the start nobody wrote
     return _error(
         run.what, f"rank {rank} {_differs(run, f'{buffer}[{element}]', second)} "
-        f"(deterministic=False allows it)", run.rounds, history.last(cell).task,
+        f"(deterministic=False allows it)", run.rounds, last.task,
         [f"rank {rank}: {expression(history, cell)}",
          f"rank {second}: {expression(history, other)}"])
 
