@@ -36,8 +36,8 @@ def tree(a, b):
 def execute(tasks, state, draw=None, add=union, coded=None):
     """Run the task graph on state[rank][buffer], arrays of fingerprints, in place.
 
-    draw: a random.Random for the order. coded: (codec, array) -> what comes out of a codec. Returns the order of ids. AssertionError if nothing can
-    happen before all has happened.
+    draw: a random.Random for the order. coded: (codec, array) -> what comes out of a codec.
+    Returns the order of ids. AssertionError if nothing can happen before all has happened.
     """
     draw = draw or random.Random(0)
     left, after = {task.id: len(task.deps) for task in tasks}, [[] for _ in tasks]

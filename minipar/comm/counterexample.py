@@ -191,7 +191,8 @@ def different_trees(run, cells):
 def _differs(run, what, other):
     if run.seals is None:
         return f"adds up {what} in another order than rank {other}"
-    return f"does not end with the bits of {what} that rank {other} has: a codec or an order differs"
+    return (f"does not end with the bits of {what} that rank {other} has: a codec or an order "
+            f"differs")
 
 
 def dishonest(run, task, promise):

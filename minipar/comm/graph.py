@@ -70,8 +70,8 @@ def lower_traces(traces):
     """The tasks of a program of which `traces` are the ranks' traces, in order, as a list.
 
     Raises GraphError if an operation of a round overwrites what another of it uses, if a message
-    has no other end or one of another length or codec, if a one-sided operation leaves its peer's buffer,
-    or if ranks differ in their number of fences.
+    has no other end or one of another length or codec, if a one-sided operation leaves its peer's
+    buffer, or if ranks differ in their number of fences.
     """
     tasks = []
     for rank, trace in enumerate(traces):
