@@ -201,3 +201,10 @@ def test_training_tells_the_overlap_and_ends_with_the_same_bits_either_way(tmp_p
 def test_what_cannot_be_is_refused_in_one_line(options, words):
     done = python("-m", "minipar.train", "--ranks", "2", *options)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr
+
+
+def test_a_wrong_variable_is_said_in_one_line():
+    done = python("-m", "minipar.train", "--steps", "1", MINIPAR_PROGRESS="threads")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == ("minipar: error: MINIPAR_PROGRESS: no 'threads': there are hooks, "
+                           "thread\n")

@@ -49,7 +49,7 @@ def traced(path):
         for _ in range(STEPS):
             train_step(model, optimizer)
     trace.write_chrome(path, world(), recorder)
-    return recorder, sum(flat.reduced.size for flat in model._flats)
+    return recorder, sum(flat.reduced.size for flat in model._buckets.flats)
 
 
 def load(path):
@@ -146,6 +146,11 @@ def test_the_trace_of_a_training_nests_and_matches_every_send_with_its_receive(
     for rank, (recorder, _) in enumerate(results):
         assert recorder.summary() == {k: v for k, v in file["otherData"]["summaries"][rank].items()
                                       if k != "rank"}
+
+
+def test_the_trace_is_as_well_formed_with_progress_by_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIPAR_PROGRESS", "thread")
+    test_the_trace_of_a_training_nests_and_matches_every_send_with_its_receive(3, 0, tmp_path)
 
 
 @pytest.mark.parametrize("n", [2, 3])

@@ -97,7 +97,9 @@ class Communicator(Collectives):
         self.transport = transport
         self.rank, self.size = transport.rank, transport.size
         self._owns_engine = engine is None
-        self.engine = Engine(transport, progress or chosen_progress()) if engine is None else engine
+        self.engine = Engine(transport, chosen_progress()) if engine is None else engine
+        if progress is not None:
+            self.engine.use(progress)
         self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
