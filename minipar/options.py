@@ -5,6 +5,9 @@ import difflib
 import os
 from pathlib import Path
 
+from .comm.codecs import CODECS
+from .comm.compose import compressed
+from .comm.engine import PROGRESS
 from .comm.program import ALGORITHMS
 from .comm.select import names
 from .comm.world import is_launched
@@ -111,6 +114,10 @@ def parser():
         help="stages keep their input alone, and run forward again in backward")
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
+    add("--codec", type=_one_of(tuple(CODECS)), help="send the all-reduce's messages encoded: "
+        + ", ".join(CODECS))
+    add("--progress", type=_one_of(PROGRESS), help="reductions go on while backward computes by "
+        "hooks in it (default), or by a thread beside it; also MINIPAR_PROGRESS")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
         "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")
@@ -138,6 +145,21 @@ def _users_program(path, name, world_size):
         raise UsageError(f"argument --algorithm: {name} is wrong: {first} (the whole story: "
                          f"minipar verify {path} --ranks {world_size})") from None
     return found[name]
+
+
+def _encoded(program, o, world_size):
+    """A program (or the name of one) with its messages encoded, if it is right so."""
+    from .comm.verify import verify
+    program = ALGORITHMS["all_reduce"].get(program, program)
+    if isinstance(program, str):
+        raise UsageError(f"argument --codec: {program} is not one algorithm of messages: name "
+                         f"one, --algorithm ring")
+    program = compressed(program, CODECS[o.codec])
+    try:
+        verify(program, world_size)
+    except ValueError as error:
+        raise UsageError(f"argument --codec: {str(error).splitlines()[0]}") from None
+    return program
 
 
 def _check_algorithm(o, world_size):
@@ -206,6 +228,8 @@ def parse(argv, world_size):
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
     _check_layout(o, world_size)
     _check_algorithm(o, world_size)
+    if o.codec:
+        o.program = _encoded(o.program, o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():
         raise UsageError(f"--metrics {o.metrics}: there is no folder "
                          f"{Path(o.metrics).resolve().parent}")

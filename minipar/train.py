@@ -107,6 +107,7 @@ class Job:
             self.first_step, weights, state = self._start_from(module)
             if o.trace:
                 trace.check_path(o.trace)
+            comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
             self.trainer = build_trainer(o, module, loss_and_count, comm)
         except (ValueError, OSError) as error:
@@ -172,7 +173,7 @@ class Job:
         layout = f" ({o.mesh}, {o.schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
-                        f"{o.algorithm} all-reduce"
+                        f"{o.algorithm} all-reduce" + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
             if not o.trace:
@@ -218,6 +219,7 @@ class Job:
         speed = shard.size / seconds
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
+                          overlap=self.trainer.overlap,
                           grad_norm=self.trainer.optimizer.grad_norm)
         self.report.step(step + 1, epoch, loss, speed)
         return stop

@@ -33,11 +33,11 @@ def tree(a, b):
     return z ^ (z >> np.uint64(31))
 
 
-def execute(tasks, state, draw=None, add=union):
+def execute(tasks, state, draw=None, add=union, coded=None):
     """Run the task graph on state[rank][buffer], arrays of fingerprints, in place.
 
-    draw: a random.Random for the order. Returns the order of ids. AssertionError if nothing can
-    happen before all has happened.
+    draw: a random.Random for the order. coded: (codec, array) -> what comes out of a codec.
+    Returns the order of ids. AssertionError if nothing can happen before all has happened.
     """
     draw = draw or random.Random(0)
     left, after = {task.id: len(task.deps) for task in tasks}, [[] for _ in tasks]
@@ -51,7 +51,7 @@ def execute(tasks, state, draw=None, add=union):
         i = draw.randrange(len(ready))
         ready[i], ready[-1] = ready[-1], ready[i]
         event = ready.pop()
-        _happen([tasks[i] for i in event], tasks, state, add)
+        _happen([tasks[i] for i in event], tasks, state, add, coded)
         order += event
         for i in event:
             del left[i]
@@ -78,7 +78,7 @@ def _events(tasks):
     return events
 
 
-def _happen(event, tasks, state, add):
+def _happen(event, tasks, state, add, coded):
     task = event[0]
     if task.kind == "fence":
         return
@@ -98,6 +98,8 @@ def _happen(event, tasks, state, add):
     else:
         arriving = at(task.rank, task.source)
     assert here.shape == arriving.shape
+    if task.codec is not None:
+        arriving = coded(task.codec, arriving)
     here[:] = add(here, arriving) if task.kind.endswith("reduce") else arriving
 
 

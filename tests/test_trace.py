@@ -14,7 +14,7 @@ import minipar as mp
 from launch import mpirun
 from minipar import nn, optim, trace
 from minipar.comm import run_threads, world
-from minipar.comm.plan import Engine
+from minipar.comm.engine import Engine
 from minipar.comm.transport.base import Lone
 from minipar.context import current
 from minipar.parallel import DistributedDataParallel
@@ -49,7 +49,7 @@ def traced(path):
         for _ in range(STEPS):
             train_step(model, optimizer)
     trace.write_chrome(path, world(), recorder)
-    return recorder, sum(flat.reduced.size for flat in model._flats)
+    return recorder, sum(flat.reduced.size for flat in model._buckets.flats)
 
 
 def load(path):
@@ -146,6 +146,11 @@ def test_the_trace_of_a_training_nests_and_matches_every_send_with_its_receive(
     for rank, (recorder, _) in enumerate(results):
         assert recorder.summary() == {k: v for k, v in file["otherData"]["summaries"][rank].items()
                                       if k != "rank"}
+
+
+def test_the_trace_is_as_well_formed_with_progress_by_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIPAR_PROGRESS", "thread")
+    test_the_trace_of_a_training_nests_and_matches_every_send_with_its_receive(3, 0, tmp_path)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -374,9 +379,9 @@ def test_an_exception_closes_what_it_leaves_and_the_recording():
 
 def test_a_wait_is_recorded_with_what_it_waits_for_and_only_if_there_is_one():
     class Soon:
-        name, left = "something", 3
+        name, left, done = "something", 3, False
 
-        def test(self):
+        def step(self):
             self.left -= 1
             return self.left < 0
 
@@ -385,6 +390,7 @@ def test_a_wait_is_recorded_with_what_it_waits_for_and_only_if_there_is_one():
     recorder, engine = trace.Recorder(), Engine(Lone())
     with recorder:
         soon = Soon()
+        engine._active.append(soon)
         engine.wait(soon)
         engine.wait(soon)
     assert [(s[0], s[1], s[4]) for s in recorder.spans] == [("wait", "something", (4,))]

@@ -1,7 +1,8 @@
 """Communication: collectives written as programs, run over MPI or between threads."""
 
+from .codecs import CODECS, Codec
 from .communicator import Communicator, Work
-from .compose import both, channels, on
+from .compose import both, channels, compressed, on
 from .kinds import Kind, register_kind
 from .launcher import launch
 from .program import (collective, copy, fence, get, get_reduce, put, recv, recv_reduce, reduce,
@@ -11,6 +12,7 @@ from .transport.base import RankFailed
 from .transport.threads import run_threads
 from .world import world
 
-__all__ = ["Communicator", "Kind", "RankFailed", "Topology", "Work", "both", "channels",
-           "collective", "copy", "fence", "get", "get_reduce", "launch", "on", "put", "recv",
-           "recv_reduce", "reduce", "register", "register_kind", "run_threads", "send", "world"]
+__all__ = ["CODECS", "Codec", "Communicator", "Kind", "RankFailed", "Topology", "Work", "both",
+           "channels", "collective", "compressed", "copy", "fence", "get", "get_reduce", "launch",
+           "on", "put", "recv", "recv_reduce", "reduce", "register", "register_kind",
+           "run_threads", "send", "world"]

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..context import current
 from .collectives import Collectives, read, written
+from .engine import Engine, chosen_progress
 from .mpi_plan import LibraryPlan
-from .plan import OPS, Engine, Plan
+from .plan import OPS, Plan
 from .program import CHANNELS
 from .select import LIBRARY, SHARED, select
 from .topology import Topology, hosts
@@ -49,20 +50,25 @@ class _Single:
         make = transport.send_init if self._sends else transport.recv_init
         self._messages, self._transport, self._engine = (
             [make(array, self._peer, tag)], transport, engine)
-        self.done, recorder = False, current().recorder
-        self._flight = recorder and recorder.flight(transport)
+        recorder = current().recorder
+        self._flight, self._traffic = recorder and recorder.flight(transport), traffic
+        engine.start(self)
+
+    def begin(self):
         if self._flight is not None:
-            self._flight.departs([traffic])
-        engine.add(self)
-        transport.start(self._messages)
+            self._flight.departs([self._traffic])
+        self._transport.start(self._messages)
+        return self.step()
+
+    def step(self):
+        if not self._transport.test(self._messages):
+            return False
+        if self._flight is not None:
+            self._flight.landed()
+        return True
 
     def test(self):
-        if not self.done and self._transport.test(self._messages):
-            self.done = True
-            self._engine.remove(self)
-            if self._flight is not None:
-                self._flight.landed()
-        return self.done
+        return self._engine.test(self)
 
     def wait(self):
         self._engine.wait(self)
@@ -81,13 +87,19 @@ class _Single:
 class Communicator(Collectives):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
-    rank: this rank's number, 0 <= rank < size.
+    rank:     this rank's number, 0 <= rank < size.
+    progress: how operations in flight go on: by "hooks", when the rank waits or asks; or by a
+              "thread" beside it; what MINIPAR_PROGRESS says, or by hooks, if None. Settable while
+              nothing is in flight; all communicators of a rank have one.
     """
 
-    def __init__(self, transport, engine=None):
+    def __init__(self, transport, engine=None, progress=None):
         self.transport = transport
         self.rank, self.size = transport.rank, transport.size
-        self.engine = Engine(transport) if engine is None else engine
+        self._owns_engine = engine is None
+        self.engine = Engine(transport, chosen_progress()) if engine is None else engine
+        if progress is not None:
+            self.engine.use(progress)
         self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
@@ -96,6 +108,14 @@ class Communicator(Collectives):
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
+
+    @property
+    def progress(self):
+        return self.engine.progress_by
+
+    @progress.setter
+    def progress(self, way):
+        self.engine.use(way)
 
     @property
     def topology(self):
@@ -319,6 +339,8 @@ class Communicator(Collectives):
 
     def close(self):
         """Release every plan that is left. Called at the end of the job by whoever started it."""
+        if self._owns_engine:
+            self.engine.close()
         for plan in self._held:
             plan.free()
         self._held = []

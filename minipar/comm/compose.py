@@ -2,7 +2,7 @@
 
 from itertools import zip_longest
 
-from .program import Program, operations
+from .program import ONE_SIDED, Program, copy, operations
 
 
 def on(ranks, rounds):
@@ -38,4 +38,40 @@ def channels(program, k):
     copies.__name__, copies.__doc__ = f"{program.name}_x{k}", program.__doc__
     made = Program(program.kind, copies, program.ranks, program.deterministic)
     made.wants = program.wants
+    return made
+
+
+EVERYBODYS = ("all_reduce", "all_gather", "broadcast")  # kinds whose result all ranks have
+
+
+def compressed(program, codec):
+    """The Program that sends all that `program` sends encoded by `codec`: `ring_float16` of `ring`.
+
+    Where all ranks have the result, a rank that sends a chunk first replaces its own copy by what
+    the receiver gets, and all do so with x at the end, so that all end with the same bits. (It is
+    `minipar verify` that says for which programs this is enough.) The sender pays for a round trip
+    through the codec. Raises ValueError if the result of all would need an idempotent codec and
+    this is none; and, when it is traced, for a program that reaches into its peers' memory.
+    """
+    shared = program.kind.name in EVERYBODYS
+    if shared and not (codec.idempotent or codec.lossless):
+        raise ValueError(f"compressed: {program.name} sends on what it has received, and codec "
+                         f"{codec.name} is not idempotent: it would change on the way")
+
+    def encoded(rank, size, *buffers, **options):
+        for ops in program(rank, size, *buffers, **options):
+            ops = operations(ops)
+            if any(op.kind in ONE_SIDED for op in ops):
+                raise ValueError(f"compressed: {program.name} reads and writes memory of its "
+                                 f"peers, and sends nothing")
+            sent = {str(op.chunk): op for op in ops if op.kind == "send"}.values()
+            if shared and sent:
+                yield tuple(copy(op.chunk, op.chunk, codec)._replace(line=op.line) for op in sent)
+            yield tuple(op._replace(codec=codec) if op.peer >= 0 else op for op in ops)
+        if shared and size > 1:
+            x = buffers[0] if buffers else options["x"]
+            yield copy(x, x, codec)
+    made = Program(program.kind, encoded, program.ranks, program.deterministic,
+                   f"{program.name}_{codec.name}")
+    made.wants, made.__doc__ = program.wants, program.__doc__
     return made

@@ -4,7 +4,8 @@ The model is the one that the papers use (Thakur, Rabenseifner & Gropp 2005): a 
 takes alpha + beta m, reducing m bytes takes gamma m, a rank sends and receives at the same time,
 and several messages that it sends in one round go one after another. A round of a rank ends when
 its messages and reductions are done, and a message starts when both ends have come to it. One-
-sided operations move their bytes like messages without alpha; a fence costs alpha.
+sided operations move their bytes like messages without alpha; a fence costs alpha. What a codec
+encodes counts as encoded; encoding and decoding take no time.
 """
 
 import math
@@ -53,12 +54,11 @@ def cost(program, p, n, itemsize=4, **options):
     tasks = lower(program, p, n, **options)
     per_rank = {"messages": [0] * p, "sent": [0] * p, "reduced": [0] * p}
     for task in tasks:
-        nbytes = len(task.chunk) * itemsize
         if task.kind in MOVES:
             per_rank["messages"][task.rank] += 1
-            per_rank["sent"][task.rank] += nbytes
+            per_rank["sent"][task.rank] += task.nbytes(itemsize)
         if task.kind in REDUCES:
-            per_rank["reduced"][task.rank] += nbytes
+            per_rank["reduced"][task.rank] += len(task.chunk) * itemsize
     path = [_finish(tasks, p, itemsize, Machine(*unit))
             for unit in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
     return Cost(max((task.round + 1 for task in tasks), default=0),
@@ -114,7 +114,7 @@ def _end_of_round(here, start, tasks, began, itemsize, machine):
     sending = receiving = start
     after = 0.0
     for task in here:
-        nbytes = len(task.chunk) * itemsize
+        nbytes = task.nbytes(itemsize)
         price = machine.alpha + machine.beta * nbytes
         if task.kind in ("send", "recv", "recv_reduce"):
             other = began[tasks[task.match].rank, tasks[task.match].round]
@@ -128,7 +128,7 @@ def _end_of_round(here, start, tasks, began, itemsize, machine):
             everyone = [start, *(began[t.rank, t.round] for t in _others(task, tasks))]
             sending = max(everyone) + machine.alpha
         if task.kind in REDUCES:
-            after += machine.gamma * nbytes
+            after += machine.gamma * len(task.chunk) * itemsize
     return max(sending, receiving) + after
 
 

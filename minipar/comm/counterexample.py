@@ -38,15 +38,16 @@ def title(kind, name, size, n, options):
 def describe(op):
     """An operation in words."""
     words = f"{op.kind} of {op.chunk}"
+    encoded = "" if op.codec is None else f", as {op.codec.name}"
     if op.kind == "fence":
         return "fence"
     if op.source is not None:
-        return f"{op.kind} of {op.source} into {op.chunk}"
+        return f"{op.kind} of {op.source} into {op.chunk}{encoded}"
     if op.kind == "put":
         return f"put of {op.chunk} at {op.remote} of rank {op.peer}"
     if op.remote is not None:
         return f"{op.kind} of {op.remote} of rank {op.peer} into {op.chunk}"
-    return f"{words} {'to' if op.kind == 'send' else 'from'} rank {op.peer}"
+    return f"{words} {'to' if op.kind == 'send' else 'from'} rank {op.peer}{encoded}"
 
 
 # ------------------------------------------------------------------ what can be wrong
@@ -173,16 +174,30 @@ def different_trees(run, cells):
     from."""
     trees = [int(run.trees[cell]) for cell in cells]
     count = Counter(trees)
-    cell = min(zip(cells, trees), key=lambda pair: count[pair[1]])[0]
+    coded = np.zeros(run.cells, bool) if run.seals is None else run.seals != 0
+    cell = min(zip(cells, trees), key=lambda pair: (count[pair[1]], coded[pair[0]]))[0]
     other = next(c for c, tree in zip(cells, trees)
                  if tree == max((t for t in trees if t != int(run.trees[cell])), key=count.get))
     (rank, buffer, element), (second, *_) = run.name(cell), run.name(other)
     history = History(run, [cell, other])
+    last = history.last(cell) or history.last(other)  # what was there from the start nobody wrote
     return _error(
-        run.what, f"rank {rank} adds up {buffer}[{element}] in another order than rank {second} "
-        f"(deterministic=False allows it)", run.rounds, history.last(cell).task,
+        run.what, f"rank {rank} {_differs(run, f'{buffer}[{element}]', second)} "
+        f"(deterministic=False allows it)", run.rounds, last.task,
         [f"rank {rank}: {expression(history, cell)}",
          f"rank {second}: {expression(history, other)}"])
+
+
+def _differs(run, what, other):
+    if run.seals is None:
+        return f"adds up {what} in another order than rank {other}"
+    return (f"does not end with the bits of {what} that rank {other} has: a codec or an order "
+            f"differs")
+
+
+def dishonest(run, task, promise):
+    """A codec that does not do what it promises (see codecs.py)."""
+    return _error(run.what, f"{_does(task)}: codec {task.codec.name}: {promise}", run.rounds, task)
 
 
 # ------------------------------------------------------------------ the picture

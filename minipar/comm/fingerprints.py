@@ -3,10 +3,14 @@
 A contribution, an element of a rank as it was before, is a random number of 64 bits. `sums` adds
 them up modulo 2^64: it tells multisets of contributions apart. `trees` hashes the two operands of
 every addition: it tells trees of additions apart, but for the order of two operands. Different
-ones are taken for equal with a probability of 2^-64. The buffers of all ranks are one array, so
-that a message is one addition or copy between two of its slices, however long it is.
+ones are taken for equal with a probability of 2^-64. What a lossy codec has passed is hashed with
+its name: another tree, unless it has passed the same codec before and that is idempotent.
+
+The buffers of all ranks are one array, so that a message is one addition or copy between two of its
+slices, however long it is.
 """
 
+import zlib
 from bisect import bisect_right
 from collections import namedtuple
 
@@ -25,6 +29,8 @@ class Run:
 
     sums, trees: uint64, one a cell; trees is 0 where nothing is.   atoms: what cells contribute.
     writer: the last of `steps` that wrote to a cell; -1 if none did.
+    seals: uint64, one a cell: which idempotent codec its value has passed at last, and in which
+           company; 0 for none. None if the graph has no codec.
     """
 
     def __init__(self, tasks, kind, size, n, name, options):
@@ -41,6 +47,8 @@ class Run:
         self.atoms = random.integers(2**64, size=self.cells, dtype=np.uint64)
         self.sums, self.trees = np.zeros_like(self.atoms), np.zeros_like(self.atoms)
         self.writer = np.full(self.cells, -1, np.int32)
+        coded = any(task.codec is not None for task in tasks)
+        self.seals = np.zeros_like(self.atoms) if coded else None
         for rank in range(size):
             for chunk in self.table(kind.before, rank):
                 cells = self.at(rank, chunk)
@@ -127,23 +135,55 @@ class Run:
         if not self.trees[of].all():
             reader = self.tasks[task.match] if task.match >= 0 else task
             raise counterexample.unwritten(self, reader, of)
+        arriving, seals = self.trees[of], 0 if self.seals is None else self.seals[of]
+        if task.codec is not None and not task.codec.lossless:
+            arriving, seals = _coded(task.codec, arriving, seals)
         if reduces:
             if not self.trees[to].all():
                 raise counterexample.unwritten(self, task, to)
             self.sums[to] += self.sums[of]
-            self.trees[to] = _added(self.trees[to], self.trees[of])
+            self.trees[to] = _added(self.trees[to], arriving)
         else:
             self.sums[to] = self.sums[of]
-            self.trees[to] = self.trees[of]
+            self.trees[to] = arriving
+        if self.seals is not None:
+            self.seals[to] = 0 if reduces else seals
         self.writer[to] = len(self.steps)
         self.steps.append(Step(to.start, of.start, len(task.chunk), reduces, task))
+
+
+def _coded(codec, trees, seals):
+    """(trees, seals) of what a lossy codec makes of elements that have these."""
+    name = np.array([zlib.crc32(codec.name.encode()) + 1], np.uint64)
+    if codec.elementwise:
+        out, seal = _mixed(trees ^ _mixed(name)), _mixed(name + name)
+        kept = seals == seal
+    else:  # it matters which elements are together
+        out, seal = _mixed(trees ^ _together(trees, name)), _together(trees, name + name)
+        kept = np.full(len(trees), (seals == seal).all())
+    if not codec.idempotent:
+        return out, np.zeros_like(out)
+    out = np.where(kept, trees, out)
+    return out, np.broadcast_to(seal if codec.elementwise else _together(out, name + name),
+                                out.shape)
+
+
+def _together(trees, salt):
+    """One fingerprint of many trees in their order, shape (1,)."""
+    places = np.arange(1, len(trees) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return _mixed(_mixed(trees ^ places).sum(keepdims=True) + salt)
 
 
 def _added(a, b):
     """The fingerprints of the trees a + b, which are those of b + a; never 0."""
     z = np.minimum(a, b) * np.uint64(0xBF58476D1CE4E5B9)
     z += np.maximum(a, b) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(30)
+    return _mixed(z)
+
+
+def _mixed(z):
+    """A fingerprint of each element of a uint64 array (after splitmix64); never 0."""
+    z = z ^ (z >> np.uint64(30))
     z *= np.uint64(0x9E3779B97F4A7C15)
     z ^= z >> np.uint64(31)
     return z | np.uint64(1)

@@ -10,6 +10,7 @@ all that stands before it on any rank.
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from .codecs import encoded_nbytes
 from .program import Chunk, ProgramError
 
 
@@ -22,6 +23,7 @@ class Task:
     chunk, source: ranges in elements.   peer, channel: for messages; -1 if local.
     remote: range of the peer's memory that a one-sided operation touches.
     epoch: how many fences stand before it.
+    codec: how what it sends, receives or copies is encoded; None if it is not.
     deps: ids of tasks of the same rank that must be complete before this one starts.
     match: id of the other end of the message; -1 if local. Of a fence: of the next rank's, so
            that those of one event form a ring.
@@ -40,6 +42,11 @@ class Task:
     epoch: int = 0
     deps: list = field(default_factory=list)
     match: int = -1
+    codec: object = None
+
+    def nbytes(self, itemsize):
+        """The bytes that the task moves, if elements have `itemsize`."""
+        return encoded_nbytes(self.chunk, self.codec, itemsize)
 
 
 class GraphError(ProgramError):
@@ -63,8 +70,8 @@ def lower_traces(traces):
     """The tasks of a program of which `traces` are the ranks' traces, in order, as a list.
 
     Raises GraphError if an operation of a round overwrites what another of it uses, if a message
-    has no other end or one of another length, if a one-sided operation leaves its peer's buffer,
-    or if ranks differ in their number of fences.
+    has no other end or one of another length or codec, if a one-sided operation leaves its peer's
+    buffer, or if ranks differ in their number of fences.
     """
     tasks = []
     for rank, trace in enumerate(traces):
@@ -103,7 +110,7 @@ def _lower_rank(tasks, rank, rounds):
         batch = []
         for op in ops:
             task = Task(len(tasks), rank, "comm", op.kind, number, op.chunk, op.source,
-                        op.peer, op.channel, op.line, op.remote, epoch)
+                        op.peer, op.channel, op.line, op.remote, epoch, codec=op.codec)
             deps = set() if fence is None else {fence}
             for chunk, reads, writes in _accesses(op):
                 deps |= history.before(chunk, reads, writes)
@@ -205,8 +212,16 @@ def _match(tasks):
         if len(other.chunk) != len(task.chunk):
             raise _wrong(task, f"{task.kind} of {task.chunk} ({task.line}) meets send of "
                                f"{other.chunk} of rank {other.rank} ({other.line})")
+        if other.codec != task.codec:
+            raise _wrong(task, f"{task.kind} of {task.chunk} as {_name(task.codec)} ({task.line}) "
+                               f"meets send of {other.chunk} of rank {other.rank} as "
+                               f"{_name(other.codec)} ({other.line})")
         task.match, other.match = other.id, task.id
     for (source, target, _), sends in waiting.items():
         k = taken[(source, target, _)]
         if k < len(sends):
             raise _wrong(sends[k], f"rank {target} never receives this send ({sends[k].line})")
+
+
+def _name(codec):
+    return "it is" if codec is None else codec.name

@@ -91,16 +91,20 @@ class History:
 
 
 def expression(history, cell, limit=200):
-    """The tree of additions that a cell holds, as text: ((r0 + r1) + r2), r for a rank."""
-    trees = {}
+    """The tree of additions that a cell holds, as text: ((r0 + r1) + r2), r for a rank; what a
+    lossy codec has passed stands in its name's brackets: float16(r0 + r1)."""
+    trees = {}  # of events: (text, the codec that it has passed at last)
 
     def tree(event, at):
-        return trees[event.number] if event is not None else f"r{history.run.name(at)[0]}"
+        return trees[event.number] if event is not None else (f"r{history.run.name(at)[0]}", None)
     for event in history.events:
-        arriving = tree(event.came, event.origin)
-        trees[event.number] = (f"({tree(event.was, event.cell)} + {arriving})" if event.reduces
-                            else arriving)
-    text = tree(history.last(cell), cell)
+        (text, passed), codec = tree(event.came, event.origin), event.task.codec
+        if codec is not None and not codec.lossless and (passed != codec or not codec.idempotent):
+            text = f"{codec.name}{text}" if text.startswith("(") else f"{codec.name}({text})"
+        if event.reduces:
+            text, codec = f"({tree(event.was, event.cell)[0]} + {text})", None
+        trees[event.number] = text, codec or (None if event.reduces else passed)
+    text = tree(history.last(cell), cell)[0]
     return text if len(text) <= limit else text[:limit] + "..."
 
 

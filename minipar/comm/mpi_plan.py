@@ -39,23 +39,30 @@ class LibraryPlan:
         """Start a run; the buffers belong to the plan until it is done."""
         if not self.done:
             raise RuntimeError("a plan is started while it is in flight")
-        self.done, recorder = False, current().recorder
-        self._runs += 1
+        recorder = current().recorder
         self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
-        self._engine.add(self)
+        self._engine.start(self)
+
+    def begin(self):
+        """Start the library's collective; whether it is complete."""
+        self._runs += 1
         self._requests = [self._begin()]
-        self.test()
+        return self.step()
+
+    def step(self):
+        """Whether the run is complete; lets the library make progress."""
+        if not self._transport.test(self._requests):
+            return False
+        self._requests = []
+        if self._end is not None:
+            self._end()
+        if self._flight is not None:
+            self._flight.done()
+        return True
 
     def test(self):
         """Whether the run is complete; lets the library make progress. Never blocks."""
-        if not self.done and self._transport.test(self._requests):
-            self.done, self._requests = True, []
-            if self._end is not None:
-                self._end()
-            self._engine.remove(self)
-            if self._flight is not None:
-                self._flight.done()
-        return self.done
+        return self._engine.test(self)
 
     def wait(self):
         """Block until the run is complete, advancing every plan in flight on this rank."""

@@ -1,17 +1,14 @@
-"""Plans: a program compiled for one rank's buffer and transport; and the engine that runs them.
+"""Plans: a program compiled for one rank's buffer and transport.
 
 A plan owns its messages and scratch, and allocates nothing when it is started again. `start`,
-then `test` until it is true, or `wait`. Every wait on a rank advances every plan that the rank
-has in flight, so a plan makes progress while its rank waits for another, or computes and calls
-`engine.progress()` from a hook.
+then `test` until it is true, or `wait`. What makes it go on in between is the rank's engine
+(`engine.py`): every wait on a rank advances every plan that the rank has in flight, so a plan makes
+progress while its rank waits for another, or computes and calls `engine.progress()` from a hook.
 """
-
-import time
 
 import numpy as np
 
 from ..context import current
-from .transport.base import RankFailed
 
 MESSAGES = ("send", "recv", "recv_reduce")
 OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -42,9 +39,12 @@ class Plan:
                         for name, length in trace.buffers.items()}
         self._staged = []  # (array of the user, its place in shared memory)
         self.bind(arrays)
+        for op in (op for ops in trace.rounds for op in ops if op.codec is not None):
+            op.codec.check(dtype)
         landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in trace.rounds), default=0)
         self._landing = np.empty(landing, dtype)
+        self._wire = np.empty(max(map(self._encoded, trace.rounds), default=0), np.uint8)
         self._ops, self._rounds = trace.rounds, [self._bind(ops) for ops in trace.rounds]
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
@@ -65,6 +65,10 @@ class Plan:
                         if array is not self._arrays[name]
                         and not np.may_share_memory(array, self._arrays[name])]
 
+    def _encoded(self, ops):
+        """The bytes that what a round encodes or decodes takes in all."""
+        return sum(_lines(op.nbytes(self._landing.itemsize)) for op in ops if op.codec is not None)
+
     def _view(self, chunk):
         return self._arrays[chunk.buffer][chunk.start:chunk.stop]
 
@@ -76,28 +80,42 @@ class Plan:
                            self._landing.dtype)
 
     def _bind(self, ops):
-        """(messages, local work before, local work after, peers, whether it is a fence)."""
-        transport, used = self._transport, 0
+        """(messages, local work before, local work after, peers, whether it is a fence).
+
+        Local work is a list of (function, out, one, other): out = function(one, other), or a copy
+        of `one` if function is None.
+        """
+        transport, used, wired = self._transport, 0, 0
         receives, sends, before, after = [], [], [], []
         for op in ops:
             view, tag = self._view(op.chunk), self._tag + op.channel % self._span
-            if op.kind == "send":
-                sends.append(transport.send_init(view, op.peer, tag))
-            elif op.kind == "recv":
-                receives.append(transport.recv_init(view, op.peer, tag))
-            elif op.kind == "recv_reduce":
-                landing = self._landing[used:used + len(op.chunk)]
+            codec, there = op.codec, view  # there: the memory that travels
+            if op.kind == "recv_reduce":
+                there = landing = self._landing[used:used + len(op.chunk)]
                 used += len(op.chunk)
-                receives.append(transport.recv_init(landing, op.peer, tag))
-                after.append((self._op, view, landing))
+            if codec is not None:
+                nbytes = op.nbytes(view.itemsize)
+                there, wired = self._wire[wired:wired + nbytes], wired + _lines(nbytes)
+            if op.kind == "send":
+                before += [(codec.encode_into, there, view, None)] if codec else []
+                sends.append(transport.send_init(there, op.peer, tag))
+            elif op.kind == "recv":
+                after += [(codec.decode_into, view, there, None)] if codec else []
+                receives.append(transport.recv_init(there, op.peer, tag))
+            elif op.kind == "recv_reduce":
+                after += [(codec.decode_into, landing, there, None)] if codec else []
+                after.append((self._op, view, view, landing))
+                receives.append(transport.recv_init(there, op.peer, tag))
             elif op.kind == "put":
-                before.append((None, self._there(op), view))
-            elif op.kind in ("get", "get_reduce"):
-                before.append((self._op if op.kind == "get_reduce" else None, view,
-                               self._there(op)))
+                before.append((None, self._there(op), view, None))
+            elif codec is not None:
+                before += [(codec.encode_into, there, self._view(op.source), None),
+                           (codec.decode_into, view, there, None)]
             elif op.kind != "fence":
-                function = self._op if op.kind == "reduce" else None
-                before.append((function, view, self._view(op.source)))
+                source = self._there(op) if op.source is None else self._view(op.source)
+                reduces = op.kind in ("get_reduce", "reduce")
+                before.append((self._op, view, view, source) if reduces else
+                              (None, view, source, None))
         # Receives first: a message then finds its place when it comes.
         peers = {transport.in_world(op.peer) for op in ops if op.peer >= 0}
         if ops and ops[0].kind == "fence":
@@ -108,27 +126,34 @@ class Plan:
         """Start a run; the buffer belongs to the plan until it is done."""
         if not self.done:
             raise RuntimeError("a plan is started while it is in flight")
-        self.done, self._next, recorder = False, 0, current().recorder
+        recorder = current().recorder
         self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
-        for array, place in self._staged:
-            place[...] = array
-        self._engine.add(self)
-        self._advance()
+        self._engine.start(self)
 
     def test(self):
         """Make what progress is possible; whether the run is complete. Never blocks."""
-        if not self.done:
-            if self._fencing:
-                if not self._fence.passed():
-                    return False
-                self._fencing = False
-            if self._transport.test(self._pending):
-                self._advance()
-        return self.done
+        return self._engine.test(self)
 
     def wait(self):
         """Block until the run is complete, advancing every plan in flight on this rank."""
         self._engine.wait(self)
+
+    # What the engine calls
+
+    def begin(self):
+        """Start the first round; whether the run is complete."""
+        self._next = 0
+        for array, place in self._staged:
+            place[...] = array
+        return self._advance()
+
+    def step(self):
+        """Go on as far as the messages in flight allow; whether the run is complete."""
+        if self._fencing:
+            if not self._fence.passed():
+                return False
+            self._fencing = False
+        return self._transport.test(self._pending) and self._advance()
 
     def _advance(self):
         """Finish the round in flight and start the following, as long as they complete."""
@@ -136,40 +161,38 @@ class Plan:
         while True:
             if flight is not None:
                 flight.landed()
-            for function, view, landing in self._after:
-                function(view, landing, out=view)
+            for function, out, one, other in self._after:
+                function(one, other, out=out)
             if self._next == self._last:
                 self._pending = self._after = ()
                 for array, place in self._staged:
                     array[...] = place
-                self.done = True
-                self._engine.remove(self)
                 if flight is not None:
                     flight.done()
-                return
+                return True
             self._pending, before, self._after, self._peers, fence = self._rounds[self._next]
             self._next += 1
-            for function, view, source in before:
+            for function, out, one, other in before:
                 if function is None:
-                    view[...] = source
+                    out[...] = one
                 else:
-                    function(view, source, out=view)
+                    function(one, other, out=out)
             if fence:
                 self._fence.arrive()
                 self._transport.notify()
                 self._fencing = not self._fence.passed()
                 if self._fencing:
-                    return
+                    return False
             elif self._pending:
                 if flight is not None:
                     flight.departs(self._traffic(self._next - 1))
                 self._transport.start(self._pending)
                 if not self._transport.test(self._pending):
-                    return
+                    return False
 
     def _traffic(self, number):
         """(whether it is a send, peer, bytes, tag) of each message of a round."""
-        return [(op.kind == "send", op.peer, len(op.chunk) * self._landing.itemsize,
+        return [(op.kind == "send", op.peer, op.nbytes(self._landing.itemsize),
                  self._tag + op.channel % self._span)
                 for op in self._ops[number] if op.kind in MESSAGES]
 
@@ -184,67 +207,6 @@ class Plan:
         self._rounds = []
 
 
-class Engine:
-    """Advances every plan in flight on one rank."""
-
-    def __init__(self, transport):
-        self._transport, self._active = transport, []
-        self.waited = 0.0  # seconds spent in wait(), for whoever reports communication time
-
-    @property
-    def idle(self):
-        """Whether nothing is in flight."""
-        return not self._active
-
-    def add(self, plan):
-        self._active.append(plan)
-
-    def remove(self, plan):
-        self._active.remove(plan)
-
-    def progress(self):
-        """One step for every plan in flight. Cheap when there is none."""
-        for plan in tuple(self._active):
-            plan.test()
-
-    def wait(self, work):
-        """Wait until `work.test()` is true. Raises RankFailed if a peer is gone for good."""
-        if work.test():
-            return
-        recorder = current().recorder
-        if recorder is None:
-            self._wait(work)
-        else:
-            with recorder.span("wait", work.name, work.waits_for()[1]):
-                self._wait(work)
-
-    def _wait(self, work):
-        begin = time.perf_counter()
-        turn, checked, suspect = 0, 0.2, None
-        try:
-            while not work.test():
-                self.progress()
-                if work.test():
-                    return
-                waited = time.perf_counter() - begin
-                if waited > checked:
-                    checked, suspect = waited + 0.2, self._suspect(work, suspect)
-                self._transport.relax(turn, waited)
-                turn += 1
-        finally:
-            self.waited += time.perf_counter() - begin
-
-    def _suspect(self, work, suspect):
-        """Raise RankFailed when what `work` waits for is a peer that has left.
-
-        A rank that left in good order has sent what it owed: only if nothing moved between two
-        looks at the same departed peer is it the one that is missing.
-        """
-        mark, peers = work.waits_for()
-        missing = sorted(self._transport.departed() & set(peers))
-        if not missing:
-            return None
-        if suspect == (mark, missing):
-            raise RankFailed(f"rank {self._transport.rank} waits for rank {missing[0]}, "
-                             f"which has left the job")
-        return mark, missing
+def _lines(nbytes):
+    """Bytes of whole cache lines, so that what follows is aligned."""
+    return -(-nbytes // 64) * 64

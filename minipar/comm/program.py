@@ -13,8 +13,9 @@ over a transport and `graph.py` lowers to a task graph for whoever wants to look
 
 Matching is first-in-first-out per (source, destination, channel): the k-th send from a to b on a
 channel meets the k-th receive at b from a on it. One-sided operations (`put`, `get`, `get_reduce`)
-touch a peer's memory between two `fence`s, which all ranks pass together. Programs compose by
-`yield from`; see also `compose.py`. What a collective promises is said in `kinds.py`.
+touch a peer's memory between two `fence`s, which all ranks pass together. A `codec` compresses what
+a message carries (`codecs.py`). Programs compose by `yield from`; see also `compose.py`. What a
+collective promises is said in `kinds.py`.
 """
 
 import inspect
@@ -22,6 +23,7 @@ import sys
 from functools import lru_cache
 from typing import NamedTuple
 
+from .codecs import Codec, encoded_nbytes
 from .kinds import KINDS
 
 
@@ -93,6 +95,7 @@ class Op(NamedTuple):
     kind:   "send", "recv", "recv_reduce" (receive and reduce into chunk); "copy" and "reduce"
             (local: source into chunk); "put" (chunk into the peer's `remote`), "get" (from there
             into chunk), "get_reduce" (reduce from there into chunk); "fence".
+    codec:  of a message or a copy: how what is sent is encoded; None for the bytes as they are.
     """
     kind: str
     chunk: Chunk
@@ -101,6 +104,11 @@ class Op(NamedTuple):
     source: Chunk | None = None
     remote: Chunk | None = None
     line: str = ""
+    codec: Codec | None = None
+
+    def nbytes(self, itemsize):
+        """The bytes that the operation moves, if elements have `itemsize`."""
+        return encoded_nbytes(self.chunk, self.codec, itemsize)
 
 
 ONE_SIDED = ("put", "get", "get_reduce")
@@ -113,24 +121,25 @@ def _here():
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def send(chunk, peer, channel=0):
-    """Send `chunk` to rank `peer`."""
-    return Op("send", chunk, peer, channel, line=_here())
+def send(chunk, peer, channel=0, codec=None):
+    """Send `chunk` to rank `peer`, encoded by a Codec if one is given."""
+    return Op("send", chunk, peer, channel, line=_here(), codec=codec)
 
 
-def recv(chunk, peer, channel=0):
-    """Receive into `chunk` from rank `peer`."""
-    return Op("recv", chunk, peer, channel, line=_here())
+def recv(chunk, peer, channel=0, codec=None):
+    """Receive into `chunk` from rank `peer`; with the codec that it is sent with."""
+    return Op("recv", chunk, peer, channel, line=_here(), codec=codec)
 
 
-def recv_reduce(chunk, peer, channel=0):
-    """Receive from rank `peer` and reduce what comes into `chunk`."""
-    return Op("recv_reduce", chunk, peer, channel, line=_here())
+def recv_reduce(chunk, peer, channel=0, codec=None):
+    """Receive from rank `peer` and reduce what comes into `chunk`; with the sender's codec."""
+    return Op("recv_reduce", chunk, peer, channel, line=_here(), codec=codec)
 
 
-def copy(source, destination):
-    """Copy within the rank, between chunks of equal length."""
-    return Op("copy", destination, source=source, line=_here())
+def copy(source, destination, codec=None):
+    """Copy within the rank, between chunks of equal length. With a codec, what is copied is what a
+    receiver of `source` would get: `copy(x, x, codec=float16)` rounds x in place."""
+    return Op("copy", destination, source=source, line=_here(), codec=codec)
 
 
 def reduce(source, destination):
@@ -255,6 +264,8 @@ class Program:
             return None
         if op.source is None and not (0 <= op.peer < size and op.peer != rank):
             return f"{op.kind}: there is no peer {op.peer} among {size} ranks"
+        if op.codec is not None and not isinstance(op.codec, Codec):
+            return f"{op.kind}: {op.codec!r} is not a Codec"
         if not 0 <= op.channel < CHANNELS:
             return f"channel {op.channel} is not in [0, {CHANNELS})"
         if op.source is not None and len(op.source) != len(op.chunk):

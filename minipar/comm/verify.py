@@ -8,7 +8,8 @@ A program is right if, whatever the values are,
 - no operation reads what nothing has been written to;
 - every element that the kind's after table speaks of ends with exactly the promised
   contributions, each once; and what is promised to several ranks is the same tree of additions on
-  all of them, but for the order of the two operands of one addition. So all get the same bits.
+  all of them, but for the order of the two operands of one addition, with the same codecs in the
+  same places. So all get the same bits.
 
 The task graph is executed on fingerprints (`fingerprints.py`); what differs is worked out again
 exactly, for a few elements, in `counterexample.py`.
@@ -20,6 +21,7 @@ import itertools
 import numpy as np
 
 from . import counterexample
+from .codecs import broken_promise
 from .counterexample import VerificationError
 from .epochs import races
 from .fingerprints import Run
@@ -120,6 +122,9 @@ def verify_traces(traces, kind, n, deterministic=True, name="program", **options
 def verify_graph(tasks, kind, size, n, deterministic=True, name="program", **options):
     """Prove the task graph of `size` ranks right for `kind` and n elements; see `verify`."""
     run = Run(tasks, kind, size, n, name, options)
+    for task in {task.codec: task for task in tasks if task.codec is not None}.values():
+        if promise := broken_promise(task.codec):
+            raise counterexample.dishonest(run, task, promise)
     if found := list(itertools.islice(races(tasks), 10_000)):
         raise counterexample.race(run, found)
     run.execute()

@@ -93,9 +93,9 @@ def _report(program, ranks):
         print(f"none   {name:42} {skipped}")
         return all(map(program.refusal, ranks))  # else it may be wrong, in a way that looks like it
     p, n = right[-1], 64 * right[-1]
-    took = cost(program, p, n, itemsize=1, **next(cases(program, p)))
+    took = cost(program, p, n, **next(cases(program, p)))
     print(f"right  {name:42} ranks {_listed(right)}; on {p}: {took.rounds} "
-          f"round{'s' * (took.rounds != 1)}, a rank sends at most {took.sent / n:.4g} n"
+          f"round{'s' * (took.rounds != 1)}, a rank sends at most {took.sent / (4 * n):.4g} n"
           f"{'; ' if skipped else ''}{skipped}")
     return True
 

@@ -5,6 +5,8 @@ which starts all of a stage's when its last backward is done. Which parameters h
 all travels with the last bucket of each flat array, so that every rank knows.
 """
 
+import time
+
 import numpy as np
 
 from ..nn.flat import flatten
@@ -26,11 +28,14 @@ class Buckets:
     parameters: of a module; those that require no gradient are left out.
     capacity:   bytes of a bucket.
     mean:       whether sums are divided by the number of ranks.
+    overlap:    how much of the time in which some bucket of the last reduction was in flight (from
+                its start to when it was seen complete) the rank did other things, in [0, 1]:
+                1 - waited / in flight. None before the first, and on one rank.
     Raises ValueError if an optimizer holds some of them together with others.
     """
 
     def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False):
-        self.comm, self._mean, self._started = comm, mean, 0
+        self.comm, self._mean, self._started, self.overlap = comm, mean, 0, None
         parameters = list(parameters)
         mine = {id(p) for p in parameters}
         self.flats = flatten(p for p in parameters if p.requires_grad)
@@ -106,11 +111,26 @@ class Buckets:
 
     def finish(self):
         """Wait for all; then every rank has the same gradients, and none where no rank had one."""
+        waits = time.perf_counter()
         for bucket in self._buckets:
             bucket.plan.wait()
+        if self.comm.size > 1 and self._buckets:
+            self.overlap = share_before(waits, [bucket.plan for bucket in self._buckets])
         for flat in self.flats:
             for i, p in enumerate(flat.parameters):
                 p.sink.fresh = not flat.used[i]
             if self._mean and self.comm.size > 1:
                 np.divide(flat.grad, self.comm.size, out=flat.grad)
         self._started = 0
+
+
+def share_before(moment, plans):
+    """How much of the time in which one of `plans`, in order of their start, was in flight lies
+    before `moment`."""
+    before = whole = 0.0
+    until = plans[0].began
+    for plan in plans:
+        begin, until = max(plan.began, until), max(plan.ended, until)
+        whole += until - begin
+        before += max(min(until, moment) - begin, 0.0)
+    return before / whole if whole else 0.0

@@ -26,6 +26,8 @@ class DistributedDataParallel(Module):
                    shards of any size. Gradients of several backwards are then accumulated under
                    no_sync(), for a second reduction would sum the first one's result again.
     algorithm:     the all-reduce algorithm: "auto", a name, or a program.
+    progress:      how reductions go on while backward computes: by "hooks", which the gradients
+                   call, or by a "thread" (see comm/engine.py); as the communicator does, if None.
     broadcast_buffers: whether rank 0's buffers (batch-norm statistics) become everybody's before
                    a forward that follows one in training, as in PyTorch; not inside no_sync().
     All replicas start from rank 0's parameters and buffers, and stay bitwise equal. A parameter
@@ -35,12 +37,14 @@ class DistributedDataParallel(Module):
     names_children = False
 
     def __init__(self, module, *, process_group=None, bucket_cap_mb=25, gradient="mean",
-                 algorithm="auto", broadcast_buffers=True):
+                 algorithm="auto", progress=None, broadcast_buffers=True):
         super().__init__()
         if gradient not in ("mean", "sum"):
             raise ValueError(f"gradient is 'mean' or 'sum', not {gradient!r}")
         self.module = module.materialize()
         self.comm = world() if process_group is None else process_group
+        if progress is not None:
+            self.comm.progress = progress
         self._sync = True
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not parameters:
@@ -99,6 +103,11 @@ class DistributedDataParallel(Module):
         """At the end of backward: what has not started goes now; wait for all."""
         self._buckets.start()
         self._buckets.finish()
+
+    @property
+    def overlap(self):
+        """How much of the communication of the last backward lay inside it (Buckets.overlap)."""
+        return self._buckets.overlap
 
     def state_dict(self):
         """The module's, under names that begin with `module.` as in PyTorch; on rank 0 the truth

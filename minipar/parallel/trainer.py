@@ -38,6 +38,7 @@ class Trainer:
     """
 
     comm = mesh = module = optimizer = None
+    overlap = None  # share of the last step's reductions that ran beside computation, if known
 
     def gradients(self, inputs, targets, shard, step, stop):
         """Forward and backward of this rank's shard of a global batch, gradients reduced.
@@ -149,6 +150,10 @@ class Replicated(Trainer):
             at += size
         reduction.wait()
         return totals
+
+    @property
+    def overlap(self):
+        return self.model.overlap
 
     def predict(self, inputs):
         with no_grad():

@@ -47,6 +47,10 @@ class Transport:
         raise ValueError(f"mpi, the MPI library's own {kind}, needs ranks under mpirun; these "
                          f"are {type(self).__name__}")
 
+    def refuses_threads(self):
+        """Why another thread of the rank may not move its messages, in words; None if it may."""
+        return None
+
     def subgroup(self, members, label):
         """The endpoint of this rank in the group of `members` (ranks of this one, in order)."""
         raise TypeError(f"{type(self).__name__} is abstract here")

@@ -46,6 +46,11 @@ class Mpi(Transport):
         from . import mpi_collectives
         return mpi_collectives.collective(self.comm, kind, arrays, op, root, counts)
 
+    def refuses_threads(self):
+        level = MPI.Query_thread()
+        return None if level == MPI.THREAD_MULTIPLE else (
+            f"MPI was initialised for fewer threads: level {level}, not MPI_THREAD_MULTIPLE")
+
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
         comm = self.comm.Create_group(group, tag=0)

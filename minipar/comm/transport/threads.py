@@ -139,6 +139,7 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
     results, errors = [None] * size, []
 
     def rank_main(rank):
+        communicator = None
         try:
             communicator = Communicator(Threads(world, rank))
             with context.use(settings.copy()), use_world(communicator):
@@ -152,6 +153,9 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
                 world.failed = rank
             for event in world.wake:
                 event.set()
+        finally:
+            if communicator is not None:
+                communicator.engine.close()  # its thread, if the rank has failed
     threads = [threading.Thread(target=rank_main, args=(rank,), daemon=True, name=f"rank {rank}")
                for rank in range(size)]
     deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
