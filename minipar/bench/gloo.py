@@ -29,14 +29,22 @@ def collective(case):
               "reduce": lambda: distributed.reduce(first, case.root, op),
               "barrier": distributed.barrier}
     if case.count % case.comm.size == 0 and case.count:
+        reduce_scatter = _renamed("reduce_scatter_single", "reduce_scatter_tensor")
+        all_gather = _renamed("all_gather_single", "all_gather_into_tensor")
         makers |= {
-            "reduce_scatter_into": lambda: distributed.reduce_scatter_tensor(rest[0], first, op),
-            "all_gather_into": lambda: distributed.all_gather_into_tensor(rest[0], first),
+            "reduce_scatter_into": lambda: reduce_scatter(rest[0], first, op),
+            "all_gather_into": lambda: all_gather(rest[0], first),
             "all_to_all": lambda: distributed.all_to_all_single(rest[0], first)}
     if case.kind not in makers:
         raise UsageError(f"gloo has no {case.kind} of {case.count} elements on {case.comm.size} "
                          f"ranks to compare with: {', '.join(makers)}")
     return makers[case.kind]
+
+
+def _renamed(new, old):
+    """A function of torch.distributed that PyTorch 2.13 has renamed."""
+    from torch import distributed
+    return getattr(distributed, new, None) or getattr(distributed, old)
 
 
 def _join(comm):

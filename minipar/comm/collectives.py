@@ -253,7 +253,10 @@ class Collectives:
 
     def barrier(self):
         """Return when every rank has come here."""
-        self._run("barrier", np.empty(0, np.uint8))
+        if self._barrier is None:
+            self._barrier = self.plan("barrier", np.empty(0, np.uint8))
+        self._barrier.start()
+        self._barrier.wait()
 
     def _with_result(self, result, out, async_op, finish, kind, arrays, op="sum",
                      algorithm="auto"):

@@ -94,7 +94,7 @@ class Communicator(Collectives):
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
         self._common = Arena(self._common_window)  # of which every rank has the same memory
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
-        self._topology = None
+        self._topology = self._barrier = None
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"

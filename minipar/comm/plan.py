@@ -75,7 +75,7 @@ class Plan:
     def _stage(self, arrays):
         """Remember which arrays lie elsewhere: (array, its place in shared memory)."""
         pairs = [(name, array, self._arrays[name]) for name, array in arrays.items()
-                 if place_of(array) != place_of(self._arrays[name])]
+                 if name in self._places and place_of(array) != place_of(self._arrays[name])]
         self._staged = [(array, place) for _, array, place in pairs]
         self._back = [(array, place) for name, array, place in pairs if name not in self._kept]
 
