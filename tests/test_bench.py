@@ -2,10 +2,11 @@
 
 import functools
 import json
+import sys
 
 import numpy as np
 import pytest
-from launch import mpirun
+from launch import ROOT, mpirun, python
 
 from minipar import bench
 from minipar.comm import Communicator, run_threads, world
@@ -227,3 +228,35 @@ for kind in ("all_reduce", "broadcast", "reduce", "barrier", "reduce_scatter_int
                              "--seconds", "0.001"]), world())
 gloo.leave()
 """
+
+
+def test_the_table_of_targets_is_made_by_one_command(tmp_path):
+    path = tmp_path / "table.json"
+    done = python(ROOT / "benchmarks" / "collectives.py", "--ranks", "2", "--sections",
+                  "all_reduce,scatter,memory", "--largest", "4MiB", "--seconds", "0.001",
+                  "--rounds", "2", "--json", path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told, lines = json.loads(path.read_text()), done.stdout.splitlines()
+    assert [line["target"] for line in told["table"]] == [0.3, 1.05, 1.5, 0.5, 0.5, 1.5]
+    assert len(lines) == 7 and all(("  met" in line) != ("  MISSED" in line) for line in lines[1:])
+    assert {"date", "processor", "cores", "python", "numpy", "torch", "mpi", "mpi4py", "cadence",
+            "rows"} <= set(told)
+    assert [r["size"] for r in told["rows"]["2"]["all_reduce"]] == [8 * 2**i for i in range(20)]
+    assert [r["size"] for r in told["rows"]["2"]["memory"]] == [4 * 2**20]
+
+
+def test_a_line_of_the_table_is_met_by_the_worst_number_of_ranks():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import collectives
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    row = {"more_us": 2.0, "time_us": 9.0, "peer_us": 4.0}
+    rows = [{**row, "size": 8, "ratio": 3.0}, {**row, "size": 64 * 1024, "ratio": 1.0},
+            {**row, "size": 2**18, "ratio": 0.4}, {**row, "size": 2**20, "ratio": 0.1}]
+    first, second, third = collectives.table({"2": {"all_reduce": rows},
+                                              "4": {"all_reduce": rows[:3], "gloo": []}})
+    assert first["found"] == {"2": pytest.approx(0.2), "4": pytest.approx(0.4)}
+    assert (first["met"], second["met"], third["met"]) == (False, True, False)
+    assert (second["found"]["4"], third["found"]["2"]) == (1.0, 2.0)
+    assert collectives.sizes(8, 100) == [8, 32, 100] and collectives.sizes(9, 8) == []
