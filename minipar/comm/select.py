@@ -20,8 +20,10 @@ TABLE = [
     ("all_reduce", None, None, "ring"),
     ("reduce_scatter", None, 512 * KIB, "recursive_halving"),
     ("reduce_scatter", None, None, "ring"),
+    ("reduce_scatter_into", None, None, "pairwise"),
     ("all_gather", None, 512 * KIB, "bruck"),
     ("all_gather", None, None, "ring"),
+    ("all_gather_into", None, None, "ring"),
     ("broadcast", 3, None, "binomial"),
     ("broadcast", None, 64 * KIB, "binomial"),
     ("broadcast", None, None, "scatter_all_gather"),
@@ -42,7 +44,8 @@ TABLE = [
 # buffer that is elsewhere, and would be copied there and back)}. Measured as above, in shared
 # memory: 0.4 of MPI's time at 16 KiB, 0.16 from 256 KiB; with the copies 0.5 at 1 MiB, 1.1 at 16.
 SHARED = {"all_reduce": (8 * KIB, 1024 * KIB), "reduce_scatter": (8 * KIB, 1024 * KIB),
-          "all_gather": (8 * KIB, 1024 * KIB), "broadcast": (8 * KIB, 1024 * KIB)}
+          "all_gather": (8 * KIB, 1024 * KIB), "reduce_scatter_into": (0, 1024 * KIB),
+          "all_gather_into": (0, 1024 * KIB), "broadcast": (8 * KIB, 1024 * KIB)}
 
 
 def select(kind, size, nbytes, algorithm="auto", shared=None):

@@ -51,6 +51,10 @@ class Mpi(Transport):
         return None if level == MPI.THREAD_MULTIPLE else (
             f"MPI was initialised for fewer threads: level {level}, not MPI_THREAD_MULTIPLE")
 
+    def blocking(self, kind, arrays, op, root):
+        from . import mpi_collectives
+        return mpi_collectives.blocking(self.comm, kind, arrays, op, root)
+
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
         comm = self.comm.Create_group(group, tag=0)
