@@ -67,8 +67,9 @@ def ratios(comm, o, kind, which, ours, theirs):
                              f"{peer['wrong']} by {theirs}")
         ratio, low, high = mine["against"][theirs]
         # `more_us`: by the ratio within a round, which what else the machine does changes little.
-        found.append({"size": nbytes, "more_us": mine["time_us"] * (1 - 1 / ratio), "algorithm": mine["algorithm"], "time_us": mine["time_us"],
-                      "peer_us": peer["time_us"], "ratio": ratio, "low": low, "high": high})
+        found.append({"size": nbytes, "algorithm": mine["algorithm"], "time_us": mine["time_us"],
+                      "peer_us": peer["time_us"], "more_us": mine["time_us"] * (1 - 1 / ratio),
+                      "ratio": ratio, "low": low, "high": high})
     return found
 
 

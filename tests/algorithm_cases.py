@@ -347,7 +347,8 @@ def refusals(comm):
     refused(ValueError, ["no kind 'all_reduse'"], comm.plan, "all_reduse", x)
     refused(ValueError, ["one dtype", "float64 and float32"], comm.plan, "all_to_all",
             {"input": np.zeros(p), "output": np.zeros(p, np.float32)})
-    refused(ValueError, ["all_to_all", "elements", str(9 + (p == 9))], comm.plan, "all_to_all", {"input": np.zeros(p), "output": np.zeros(9 + (p == 9))})
+    refused(ValueError, ["all_to_all", "elements", str(9 + (p == 9))], comm.plan, "all_to_all",
+            {"input": np.zeros(p), "output": np.zeros(9 + (p == 9))})
     refused(ValueError, ["topology 2", f"{p} ranks"] if p != 2 else ["no reduction"],
             lambda: setattr(comm, "topology", type(comm.topology)((2,))) if p != 2
             else comm.all_reduce(x, "summ"))

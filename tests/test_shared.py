@@ -1,13 +1,18 @@
 """One-sided programs in memory that ranks share: threads of a process, and processes of a node."""
 
 import os
+import re
 import sys
 
 import numpy as np
 import pytest
 from launch import ROOT, mpirun
 
-from minipar.comm import run_threads, world
+from minipar.comm import collective, copy, fence, get, put, run_threads, world
+from minipar.comm.cost import cost
+from minipar.comm.local import merge
+from minipar.comm.program import ALGORITHMS
+from minipar.comm.verify import VerificationError, verify
 from minipar.comm.window import Arena, Fence, Window
 
 sys.path.insert(0, str(ROOT / "tests" / "mpi_programs"))
@@ -78,3 +83,56 @@ def test_a_fence_opens_when_the_last_rank_has_come():
             assert not fences[r].passed()
         fences[1].arrive()
         assert all(f.passed() for f in fences)
+
+
+@collective("reduce_scatter_into")
+def into_the_input(rank, size, input, output):
+    yield copy(output, input[:len(output)])
+
+
+@collective("reduce_scatter_into")
+def into_a_peer_s_input(rank, size, input, output):
+    yield fence()
+    yield put(output, (rank + 1) % size, input[:len(output)])
+    yield fence()
+
+
+@collective("all_gather_into")
+def out_of_a_peer_s_output(rank, size, input, output):
+    yield fence()
+    yield get(output[:1], (rank + 1) % size, output[1:2])
+    yield fence()
+
+
+@pytest.mark.parametrize("program, words", [
+    (into_the_input, "rank 0, round 0: copy into input[0:2], which reduce_scatter_into leaves as"),
+    (into_a_peer_s_input, "rank 0, round 1: put into input[0:2], which reduce_scatter_into leaves"),
+    (out_of_a_peer_s_output, "round 1: get at output[1:2] of rank 1, which is that rank's own")])
+def test_inputs_are_not_written_and_outputs_are_their_ranks_own(program, words):
+    with pytest.raises(VerificationError, match=re.escape(words)):
+        verify(program, 2, 4)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 8, 17])
+def test_a_result_that_ranks_share_is_proved_and_moves_less_than_any_other_all_reduce(p):
+    program, n = ALGORITHMS["reduce_scatter_into"]["shared"], 1000 * p
+    verify(program, p)
+    assert cost(program, p, n).sent == 4 * n * (p - 1) // p  # read; `shared` writes as many, too
+    assert cost(ALGORITHMS["all_reduce"]["shared"], p, n).sent == 2 * 4 * n * (p - 1) // p
+
+
+def test_local_rounds_are_joined_and_a_copy_that_is_reduced_into_is_one_pass():
+    a, b, c, d = (np.full(4, float(i)) for i in range(4))
+    fence, send = ([], [], [], {1}, True), (["message"], [], [], {1}, False)
+
+    def local(*work):
+        return [], list(work), [], set(), False
+    rounds = [fence, local((None, c, a, None)), local((np.add, c, c, b), (np.add, c, c, d)), send,
+              local((None, d, a, None), (np.add, d, d, d[:])), local((None, b, c, None))]
+    merged, ops = merge(rounds, ["f", "g", "h", "s", "x", "y"])
+    assert ops == [("f",), ("g", "h", "s"), ("x", "y")] and merged[0] == fence
+    messages, work, *rest = merged[1]
+    assert (messages, rest) == (["message"], [[], {1}, False])
+    assert [[id(x) for x in step] for step in work] == [
+        [id(x) for x in step] for step in ((np.add, c, a, b), (np.add, c, c, d))]
+    assert len(merged[2][1]) == 3  # what is added is what was copied: two passes

@@ -274,8 +274,8 @@ class Communicator(Collectives):
                              f"{self.size} ranks do not share")
         itemsize = next(iter(arrays.values())).itemsize
         lengths = {name: k for name, k in trace.buffers.items() if name not in program.kind.own}
-        longest = np.array([*lengths.values()], np.int64)  # they differ where blocks are uneven
-        self.all_reduce(longest, "max")
+        # They differ where blocks are uneven. By messages: windows cannot be asked for here.
+        longest = self.all_gather(np.array([*lengths.values()], np.int64), "bruck").max(0)
         places = {}
         for name, length in zip(lengths, longest.tolist()):
             found = self._arena.find(arrays[name]) if name in arrays else None

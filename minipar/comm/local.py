@@ -24,7 +24,8 @@ def _fused(work):
     for step in work:
         function, view, one, other = step
         if (function is not None and one is view and out and out[-1][0] is None
-                and place_of(out[-1][1]) == place_of(view) and not np.may_share_memory(view, other)):
+                and place_of(out[-1][1]) == place_of(view)
+                and not np.may_share_memory(view, other)):
             step = function, view, out.pop()[2], other
         out.append(step)
     return out
