@@ -10,8 +10,9 @@ from .collectives import Collectives, read, written
 from .mpi_plan import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
-from .select import LIBRARY, SHARED, select
-from .topology import Topology, hosts
+from .select import LIBRARY, Table, select
+from .table_file import agreed_entries
+from .topology import Topology, host_names, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
@@ -92,7 +93,8 @@ class Communicator(Collectives):
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
-        self._topology = None
+        self._topology = self._node = self._table = None
+        self.chosen = {}  # {kind: {algorithm: bytes of the largest buffer that it has served}}
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
@@ -112,6 +114,28 @@ class Communicator(Collectives):
         if reason := topology.problem(self.size):
             raise ValueError(reason)
         self._topology = Topology(tuple(topology.levels))
+
+    @property
+    def node_size(self):
+        """How many ranks stand on one machine, at most. Collective when first asked."""
+        if self._node is None:
+            found = host_names(self)
+            self._node = max(found.count(name) for name in found)
+        return self._node
+
+    @property
+    def table(self):
+        """What `auto` selects by: rank 0's table (select.Table). Collective when first asked."""
+        if self._table is None:
+            self.read_table()
+        return self._table
+
+    def read_table(self, path=None):
+        """Select by the table in rank 0's file `path` from now on; None: the one that
+        $MINIPAR_ALGORITHMS names there, else minipar's. Collective. Raises ValueError, in one line
+        and on every rank, for what is no table. Groups made by `split` later inherit it.
+        """
+        self._table = Table(agreed_entries(self, path))
 
     # Plans
 
@@ -141,10 +165,15 @@ class Communicator(Collectives):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
-        shared = None
-        if algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
-            shared = self._is_shared(arrays, slot < _TURNS)
-        program = select(kind, self.size, nbytes, algorithm, shared)
+        if algorithm == "auto":
+            program = select(kind, self.size, nbytes, "auto", self.table,
+                             lambda: self._is_shared(arrays, slot < _TURNS),
+                             lambda: self.node_size)
+        else:
+            program = select(kind, self.size, nbytes, algorithm)
+        served = self.chosen.setdefault(kind, {})
+        if served.get(program.name, -1) < nbytes:
+            served[program.name] = nbytes
         if program is LIBRARY:
             plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
             self._held.append(plan)
@@ -189,7 +218,7 @@ class Communicator(Collectives):
     def shares_memory(self):
         """Whether all ranks can map each other's memory. Collective when first asked."""
         if self._shares is None:
-            keys = self.all_gather(np.array([memory_key()]))
+            keys = self.all_gather(np.array([memory_key()]), algorithm="bruck")
             own = self.transport.segments(0) is not None
             self._shares = own or (keys[0, 0] != 0 and bool((keys == keys[0]).all()))
         return self._shares
@@ -198,7 +227,7 @@ class Communicator(Collectives):
         """Whether a buffer lies in shared memory; None if the ranks share none, or if they have
         enough of it for single collectives.
         """
-        if not self.shares_memory() or once and len(self._reused) >= 64:
+        if self.size == 1 or not self.shares_memory() or once and len(self._reused) >= 64:
             return None
         return self._arena.find(next(iter(arrays.values()))) is not None
 
@@ -314,8 +343,10 @@ class Communicator(Collectives):
             return None
         members = sorted((r for r in range(self.size) if table[r][0] and table[r][1] == color),
                          key=lambda r: (table[r][2], r))
-        return Communicator(self.transport.subgroup(members, (self._splits, int(color))),
-                            self.engine)
+        group = Communicator(self.transport.subgroup(members, (self._splits, int(color))),
+                             self.engine)
+        group._table = self._table
+        return group
 
     def close(self):
         """Release every plan that is left. Called at the end of the job by whoever started it."""
