@@ -102,6 +102,8 @@ def parser():
     add("--dp", type=count, help="data-parallel ranks: all of them, if given")
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
+    add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
+        "table (default: $MINIPAR_ALGORITHMS); minipar tune writes one")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
         "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")

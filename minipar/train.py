@@ -133,6 +133,7 @@ class Job:
             set_kernels(o.kernels)
         self.folder = CheckpointFolder(o.checkpoint, o.checkpoint_keep) if o.checkpoint else None
         try:
+            comm.read_table(o.algorithm_table)
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
             module = build_model(o, self.data)
@@ -277,7 +278,7 @@ class Job:
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy,
                    params_sha256=params_sha256(self.model.module),
                    wall_s=time.perf_counter() - self.begin,
-                   world_size=comm.size, dp=comm.size, pp=1, tp=1)
+                   world_size=comm.size, dp=comm.size, pp=1, tp=1, algorithms=comm.chosen)
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")

@@ -67,7 +67,8 @@ def fit(samples, start, cores, limits=()):
     cores:  that the ranks of a sample share; None if each has its own.
     limits: increasing bytes of buffers at which beta and the other prices that are not FIXED may
             change, because a cache ends there.
-    A price that no sample depends on is taken from `start`. Raises ValueError without samples.
+    A price that no sample depends on is that of the nearest sizes, and if there are none either,
+    that of `start`. Raises ValueError without samples.
     """
     if not samples:
         raise ValueError("a machine cannot be fitted to no samples")
@@ -88,7 +89,20 @@ def fit(samples, start, cores, limits=()):
         used = rows.any(axis=0)
         values = values.copy()
         values[used] = nonnegative_least_squares(rows[:, used], np.ones(len(samples)))
+        _fill(columns, values, used)
     return _machine(columns, list(map(float, best)), cores, limits)
+
+
+def _fill(columns, values, used):
+    """Give the columns that are not used what the nearest smaller sizes have, else larger ones."""
+    at = {column: i for i, column in enumerate(columns)}
+    for name, level in columns:
+        own = at[name, level]
+        if level is not None and not used[own]:
+            others = [at[name, k] for k in range(len(columns)) if used[at.get((name, k), own)]]
+            smaller = [i for i in others if i < own]
+            if others:
+                values[own] = values[smaller[-1] if smaller else others[0]]
 
 
 def _from_start(columns, start, limits):

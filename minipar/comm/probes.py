@@ -43,6 +43,7 @@ def ping_pong(rank, size, x):
 def shift_reduce(rank, size, x, scratch):
     """As shift, and what comes is reduced."""
     room = scratch(len(x))
+    yield copy(x, room)  # numbers, where there was anything
     for _ in range(TIMES if size > 1 else 0):
         yield send(x, (rank + 1) % size), recv_reduce(room, (rank - 1) % size)
 
@@ -69,6 +70,7 @@ def copies(rank, size, x, scratch):
 def reductions(rank, size, x, scratch):
     """Reductions within each rank."""
     room = scratch(len(x))
+    yield copy(x, room)
     for _ in range(TIMES):
         yield reduce(x, room)
 
@@ -97,3 +99,4 @@ ONE_SIDED = (
     _one_sided(get, "gets", "Each rank reads its block of every other one, twice, all at once."),
     _one_sided(put, "puts", "Each rank writes its block to every other one, twice."),
     _one_sided(get_reduce, "get_reduces", "Each rank reduces its block from every other one."))
+WITHOUT_BYTES = (start, fences)  # one size is enough
