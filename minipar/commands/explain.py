@@ -62,18 +62,30 @@ def main(argv):
 def _job(o, comm):
     size = o.ranks or (comm.size if comm.size > 1 else 4)
     own = programs_of(o.what) if o.what.endswith(".py") else []
-    kinds = list({p.kind.name: p.kind for p in own}.items())
+    kinds = list(dict.fromkeys(p.kind.name for p in own))
     if not own:
         if o.what not in ALGORITHMS:
             raise UsageError(f"no kind {o.what!r}: there are {', '.join(ALGORITHMS)}; a file's "
                              f"name ends with .py")
-        kinds = [(o.what, None)]
+        kinds = [o.what]
+    for program in own:
+        _check(program, size, o.what)
     facts = [explain(o, comm, size, kind, [p for p in own if p.kind.name == kind])
-             for kind, _ in kinds]
+             for kind in kinds]
     if comm.rank == 0:
         print(json.dumps(facts if own else facts[0], indent=1) if o.json
               else "\n\n".join(map(text, facts)))
     return 0
+
+
+def _check(program, size, path):
+    """Refuse a program that is wrong: it has no cost, and might wait for ever."""
+    try:
+        if program.refusal(size) is None:
+            verify(program, size)
+    except VerificationError as error:
+        raise UsageError(f"{program.name} is wrong: {str(error).splitlines()[0]} (the whole story: "
+                         f"minipar verify {path} --ranks {size})") from None
 
 
 def explain(o, comm, size, kind, own=()):
@@ -175,12 +187,6 @@ def _measure(row, program, comm, kind, n, dtype, memory):
     if program is None and ranks.launcher_of(comm) != "mpi":
         row["refused"] = "it needs ranks under mpirun"
         return
-    if row["own"]:
-        try:
-            verify(program, comm.size)  # a wrong one may wait for ever
-        except VerificationError as error:
-            raise UsageError(f"{row['name']} is wrong: {str(error).splitlines()[0]} (the whole "
-                             f"story: minipar verify)") from None
     algorithm = LIBRARY.name if program is None else program
     if memory == "shared" and kind in BUS:
         row["measured_s"] = timing.seconds_of(comm, kind, n * dtype.itemsize, algorithm, dtype)
