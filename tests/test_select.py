@@ -172,7 +172,7 @@ def test_what_is_wrong_with_rank_0s_table_is_raised_on_every_rank(tmp_path):
     run_threads(job, 3)
 
 
-def test_the_environment_names_a_table_which_is_read_when_first_needed(tmp_path, monkeypatch):
+def test_the_environment_names_a_table(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(write(tmp_path / "t", {"kind": "barrier", "algorithm":
                                                             "dissemination"},
                                            {"kind": "broadcast", "algorithm": "chain"})))
@@ -181,18 +181,55 @@ def test_the_environment_names_a_table_which_is_read_when_first_needed(tmp_path,
         comm = world()
         x = np.full(5, comm.rank)
         comm.broadcast(x, algorithm="binomial")
-        assert comm._table is None
         comm.broadcast(x)
         return comm.chosen["broadcast"]
-    for chosen in run_threads(job, 2):  # (binomial has brought the table itself, too)
-        assert chosen["chain"] == 40 and set(chosen) == {"binomial", "chain"}
+    assert run_threads(job, 2) == [{"binomial": 40, "chain": 40}] * 2
+
+
+def test_a_wrong_table_in_the_environment_is_an_error_when_it_is_first_needed(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "no/such/table")
+
+    def job():
+        x = np.ones(3)
+        world().all_reduce(x, algorithm="ring")
+        with pytest.raises(ValueError, match="no/such/table cannot be read"):
+            world().all_reduce(x)
+        assert (x == 2).all()
+    run_threads(job, 2)
+
+
+SEND_LATER = """
+import numpy as np
+from minipar.comm import world
+comm, x, y = world(), np.ones(3), np.zeros(1)
+if comm.rank == 1:
+    work = comm.all_reduce(x, async_op=True)
+    comm.send(y, 0)
+else:
+    comm.recv(y, 1)
+    work = comm.all_reduce(x, async_op=True)
+work.wait()
+assert (x == 2).all()
+print(list(comm.chosen["all_reduce"])[0])
+"""
+
+
+def test_the_first_collective_waits_for_nobody_when_it_is_started_and_rank_0s_table_counts(
+        tmp_path):
+    write(tmp_path / "0", {"kind": "all_reduce", "algorithm": "naive"})
+    (tmp_path / "1").write_text("no table")
+    (tmp_path / "p.py").write_text(
+        "import os\nrank = os.environ.get('PMI_RANK') or os.environ['OMPI_COMM_WORLD_RANK']\n"
+        f"os.environ['MINIPAR_ALGORITHMS'] = {str(tmp_path)!r} + '/' + rank\n" + SEND_LATER)
+    done = mpirun(2, tmp_path / "p.py", timeout=20)
+    assert (done.returncode, done.stdout.count("naive")) == (0, 2), done.stderr
 
 
 def test_an_entry_may_be_for_groups_with_so_many_ranks_on_a_node(tmp_path, monkeypatch):
     path = write(tmp_path / "t", {"kind": "all_reduce", "node": 2, "algorithm": "naive"},
                  {"kind": "all_reduce", "node": 3, "algorithm": "torus_2d"})
     hosts = ["a", "a", "b", "a"]
-    monkeypatch.setattr("minipar.comm.communicator.host_names", lambda comm: hosts[:comm.size])
+    monkeypatch.setattr("minipar.comm.choosing.host_names", lambda comm: hosts[:comm.size])
 
     def job():
         world().read_table(path)

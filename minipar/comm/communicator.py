@@ -6,13 +6,12 @@ import math
 import numpy as np
 
 from ..context import current
+from .choosing import Choosing
 from .collectives import Collectives, read, written
-from .mpi_plan import LibraryPlan
+from .mpi_plan import LIBRARY, LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
-from .select import LIBRARY, Table, select
-from .table_file import agreed_entries
-from .topology import Topology, host_names, hosts
+from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
@@ -79,7 +78,7 @@ class _Single:
         self._transport.free(self._messages)
 
 
-class Communicator(Collectives):
+class Communicator(Collectives, Choosing):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
     rank: this rank's number, 0 <= rank < size.
@@ -93,8 +92,7 @@ class Communicator(Collectives):
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
-        self._topology = self._node = self._table = None
-        self.chosen = {}  # {kind: {algorithm: bytes of the largest buffer that it has served}}
+        self._topology, self.chosen = None, {}
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
@@ -114,28 +112,6 @@ class Communicator(Collectives):
         if reason := topology.problem(self.size):
             raise ValueError(reason)
         self._topology = Topology(tuple(topology.levels))
-
-    @property
-    def node_size(self):
-        """How many ranks stand on one machine, at most. Collective when first asked."""
-        if self._node is None:
-            found = host_names(self)
-            self._node = max(found.count(name) for name in found)
-        return self._node
-
-    @property
-    def table(self):
-        """What `auto` selects by: rank 0's table (select.Table). Collective when first asked."""
-        if self._table is None:
-            self.read_table()
-        return self._table
-
-    def read_table(self, path=None):
-        """Select by the table in rank 0's file `path` from now on; None: the one that
-        $MINIPAR_ALGORITHMS names there, else minipar's. Collective. Raises ValueError, in one line
-        and on every rank, for what is no table. Groups made by `split` later inherit it.
-        """
-        self._table = Table(agreed_entries(self, path))
 
     # Plans
 
@@ -165,15 +141,8 @@ class Communicator(Collectives):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
-        if algorithm == "auto":
-            program = select(kind, self.size, nbytes, "auto", self.table,
-                             lambda: self._is_shared(arrays, slot < _TURNS),
-                             lambda: self.node_size)
-        else:
-            program = select(kind, self.size, nbytes, algorithm)
-        served = self.chosen.setdefault(kind, {})
-        if served.get(program.name, -1) < nbytes:
-            served[program.name] = nbytes
+        program = self.choose(kind, nbytes, algorithm,
+                              lambda: self._is_shared(arrays, slot < _TURNS))
         if program is LIBRARY:
             plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
             self._held.append(plan)
@@ -345,7 +314,7 @@ class Communicator(Collectives):
                          key=lambda r: (table[r][2], r))
         group = Communicator(self.transport.subgroup(members, (self._splits, int(color))),
                              self.engine)
-        group._table = self._table
+        group.source, group._table = self.source, self._table
         return group
 
     def close(self):

@@ -99,7 +99,7 @@ def shipped():
 
 def read_entries(path):
     """A user's entries, and after them those that come with minipar; ValueError as entries_of."""
-    return entries_of(_text(path), str(path)) + shipped()
+    return entries_from(own_source(path))
 
 
 def _text(path):
@@ -110,24 +110,34 @@ def _text(path):
         raise ValueError(f"the table {path} cannot be read: {reason}") from None
 
 
-def agreed_entries(comm, path=None):
-    """The entries that all ranks of `comm` select by: those of rank 0. Collective.
+def own_source(path=None):
+    """(name, text, problem) of the user's file: that at `path`, else the one that
+    $MINIPAR_ALGORITHMS names; (None, None, None) if there is none. problem: in words, if it
+    cannot be read."""
+    name = path or os.environ.get(VARIABLE)
+    if not name:
+        return None, None, None
+    try:
+        return str(name), _text(name), None
+    except ValueError as error:
+        return str(name), None, str(error)
 
-    path: rank 0's file; what $MINIPAR_ALGORITHMS says if None; those that come with minipar if
-    that says nothing. Other ranks' files and environments are not read, so ranks cannot differ.
-    Raises ValueError as read_entries, on every rank.
-    """
-    name, text, problem = None, None, None
-    if comm.rank == 0:
-        name = path or os.environ.get(VARIABLE) or None
-        try:
-            text = name and _text(name)
-            if text is not None:
-                entries_of(text, str(name))
-        except ValueError as error:
-            problem = str(error)
+
+def agreed_source(comm, path=None):
+    """Rank 0's `own_source`, on every rank of `comm`: so ranks select alike, whatever files and
+    environments the others have. Collective."""
+    source = own_source(path) if comm.rank == 0 else None
     if comm.size > 1:  # by an algorithm of its own: there is no table to ask yet
-        name, text, problem = comm.broadcast_object((name, text, problem), algorithm="binomial")
+        source = comm.broadcast_object(source, algorithm="binomial")
+    return source
+
+
+def entries_from(source):
+    """The entries to select by: those of a source, and after them those that come with minipar.
+
+    Raises ValueError, in one line, for a source that is no table.
+    """
+    name, text, problem = source
     if problem is not None:
         raise ValueError(problem)
-    return shipped() if text is None else entries_of(text, str(name)) + shipped()
+    return (() if text is None else entries_of(text, name)) + shipped()

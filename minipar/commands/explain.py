@@ -18,8 +18,6 @@ from ..comm.kinds import KINDS
 from ..comm.machine import SHIPPED, nearest_machine, read_machine
 from ..comm.mpi_plan import LIBRARY
 from ..comm.program import ALGORITHMS
-from ..comm.select import Table
-from ..comm.table_file import agreed_entries
 from ..comm.verify import VerificationError, verify
 from ..comm.window import memory_key
 from ..options import UsageError
@@ -68,6 +66,7 @@ def _job(o, comm):
             raise UsageError(f"no kind {o.what!r}: there are {', '.join(ALGORITHMS)}; a file's "
                              f"name ends with .py")
         kinds = [o.what]
+    comm.read_table(o.algorithm_table)
     for program in own:
         _check(program, size, o.what)
     facts = [explain(o, comm, size, kind, [p for p in own if p.kind.name == kind])
@@ -151,7 +150,7 @@ def _machine(o, comm, size):
 
 def _auto(o, comm, kind, size, nbytes, memory, topo):
     """What the table picks: {"algorithm", "entry", and its limits}, or None."""
-    entry = Table(agreed_entries(comm, o.algorithm_table)).find(
+    entry = comm.table.find(
         kind, size, nbytes, lambda: MEMORY[memory] if size > 1 else None, lambda: topo.levels[0])
     if entry is None:
         return None
