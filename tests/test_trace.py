@@ -49,7 +49,7 @@ def traced(path):
         for _ in range(STEPS):
             train_step(model, optimizer)
     trace.write_chrome(path, world(), recorder)
-    return recorder, sum(flat.reduced.size for flat in model._flats)
+    return recorder, sum(flat.reduced.size for flat in model._buckets.flats)
 
 
 def load(path):
