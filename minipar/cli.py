@@ -12,7 +12,7 @@ COMMANDS = {
     "emulate": ("emulate", "run a CUDA kernel without a GPU, and find what is wrong with it"),
     "verify": ("commands.verify", "prove collective programs right, or print a counterexample"),
     "explain": ("commands.explain", "which algorithm serves, why, and what each one costs"),
-    "tune": ("commands.tune", "measure this machine: a selection table, or the cost model's prices"),
+    "tune": ("commands.tune", "measure this machine: a selection table, or the model's prices"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

@@ -1,4 +1,4 @@
-"""How a communicator chooses algorithms: by one table on all ranks, and it remembers what served."""
+"""How a communicator chooses algorithms: by one table on all ranks; what served is remembered."""
 
 from .select import Table, select
 from .table_file import agreed_source, entries_from
@@ -38,7 +38,9 @@ class Choosing:
 
         Raises nothing: what is wrong with it is raised, on every rank, when it is first needed.
         """
+        chosen, self.chosen = self.chosen, {}  # how the table comes is no choice
         self.source, self._table = agreed_source(self, path), None
+        self.chosen = chosen
 
     def read_table(self, path=None):
         """Select by the table in rank 0's file `path` from now on; None: the one that

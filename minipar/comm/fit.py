@@ -6,7 +6,7 @@ in numbers that remember how much of each price is in them, and solves the linea
 this leaves, with no price below 0 (Gauss-Newton).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,13 +96,12 @@ def fit(samples, start, cores, limits=()):
 def _fill(columns, values, used):
     """Give the columns that are not used what the nearest smaller sizes have, else larger ones."""
     at = {column: i for i, column in enumerate(columns)}
-    for name, level in columns:
-        own = at[name, level]
+    for (name, level), own in at.items():
         if level is not None and not used[own]:
-            others = [at[name, k] for k in range(len(columns)) if used[at.get((name, k), own)]]
-            smaller = [i for i in others if i < own]
+            others = {of: i for (word, of), i in at.items() if word == name and used[i]}
             if others:
-                values[own] = values[smaller[-1] if smaller else others[0]]
+                smaller = [of for of in others if of < level]
+                values[own] = values[others[max(smaller) if smaller else min(others)]]
 
 
 def _from_start(columns, start, limits):
@@ -158,9 +157,3 @@ def nonnegative_least_squares(a, b):
 def errors(samples, machine):
     """The relative error of each prediction: |predicted - measured| / measured."""
     return np.array([abs(s.predicted(machine) / s.seconds - 1) for s in samples])
-
-
-def with_cores(machine, cores):
-    """The same prices on another number of cores."""
-    far = None if machine.far is None else with_cores(machine.far, cores)
-    return replace(machine, cores=cores, far=far)

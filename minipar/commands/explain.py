@@ -101,7 +101,7 @@ def explain(o, comm, size, kind, own=()):
     machine, about = _machine(o, comm, size)
     facts = {"kind": kind, "bytes": nbytes, "elements": n, "dtype": o.dtype, "ranks": size,
              "memory": memory, "topology": list(topo.levels), "machine": about,
-             "auto": _auto(o, comm, kind, size, nbytes, memory, topo)}
+             "auto": _auto(comm, kind, size, nbytes, memory, topo)}
     try:
         facts["bounds"] = lower_bounds(kind, size, nbytes)
     except ValueError:  # a kind of the user's
@@ -148,7 +148,7 @@ def _machine(o, comm, size):
     return machine, {"file": str(path), "comes_with_minipar": path == SHIPPED, **about}
 
 
-def _auto(o, comm, kind, size, nbytes, memory, topo):
+def _auto(comm, kind, size, nbytes, memory, topo):
     """What the table picks: {"algorithm", "entry", and its limits}, or None."""
     entry = comm.table.find(
         kind, size, nbytes, lambda: MEMORY[memory] if size > 1 else None, lambda: topo.levels[0])
