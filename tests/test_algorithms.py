@@ -69,6 +69,12 @@ COSTS = {
         "bruck": (ceil_lg, lambda p, n: n * (p - 1) // p, True),
         "neighbour_exchange": (lambda p: p // 2, lambda p, n: n * (p - 1) // p, True),
     },
+    "reduce_scatter_into": {
+        "pairwise": (lambda p: p - 1, lambda p, n: n * (p - 1) // p, True),
+    },
+    "all_gather_into": {
+        "ring": (lambda p: p - 1, lambda p, n: n * (p - 1) // p, True),
+    },
     "broadcast": {
         "binomial": (ceil_lg, lambda p, n: n * ceil_lg(p), True),
         "scatter_all_gather": (lambda p: ceil_lg(p) + p - 1, lambda p, n: 2 * n * (p - 1) // p,

@@ -68,21 +68,46 @@ class Collectives:
     is then returned.
     """
 
-    def all_reduce(self, array, op="sum", algorithm="auto", async_op=False):
+    def all_reduce(self, array, op="sum", algorithm="auto", async_op=False, out=None):
         """Reduce `array` over the ranks, in place on every rank; all get the same bits.
 
-        Returns None, or a `Work` at once if `async_op`.
+        out: of its shape and dtype, for the result, `array` being left as it is. If it is from
+        `empty_shared` of this communicator, the ranks of the node write one result together, which
+        all then read in place, until the next call with it; a mean is refused there.
+        Returns None, or `out`, or a `Work` at once if `async_op`.
         """
-        target = written(array)
+        source = written(array) if out is None else read(array)
+        target = source if out is None else _result(out, source.shape, source.dtype)
         mean, flat = _is_mean(op, target.dtype), _flat(target)
+        if out is not None and self._common.find(flat) is not None:
+            if mean:
+                raise ValueError("all_reduce into memory that ranks share: sum, and divide where "
+                                 "the mean is used; nobody may write there when all read")
+            work = self._run("reduce_scatter_into", {"input": _flat(source),
+                                                     "output": self._block(flat)},
+                             op, "shared" if algorithm == "auto" else algorithm, 0, async_op)
+            return work if async_op else out
+        if out is not None:
+            target[...] = source
 
         def finish():
             if mean:
                 flat[...] /= self.size
             if not np.may_share_memory(flat, target):
                 target[...] = flat.reshape(target.shape)
-        return self._run("all_reduce", flat, "sum" if mean else op, algorithm, async_op=async_op,
+        work = self._run("all_reduce", flat, "sum" if mean else op, algorithm, async_op=async_op,
                          finish=finish)
+        return work if async_op else out
+
+    def _block(self, flat):
+        """This rank's block of a flat array."""
+        n = flat.size
+        return flat[self.rank * n // self.size:(self.rank + 1) * n // self.size]
+
+    def _by_windows(self, algorithm, nbytes):
+        """Whether a collective goes straight from the input to the result, through windows."""
+        return algorithm == "shared" or (algorithm == "auto" and self.size > 1 and nbytes >= 8192
+                                         and self.shares_memory())
 
     def reduce(self, array, root=0, op="sum", algorithm="auto", async_op=False):
         """Reduce `array` over the ranks, in place at `root`; the others' are left as they are.
@@ -108,16 +133,20 @@ class Collectives:
         array (or Tensor, if given one) or `out`; a `Work` at once if `async_op`, which needs `out`.
         """
         source = read(array)
-        work, mean = source.flatten(), _is_mean(op, source.dtype)
-        part = work[self.rank * work.size // self.size:(self.rank + 1) * work.size // self.size]
-        result = _result(out, part.shape, part.dtype)
+        mean, flat = _is_mean(op, source.dtype), _flat(source)
+        result = _result(out, self._block(flat).shape, flat.dtype)
+        straight = self._by_windows(algorithm, source.nbytes)
+        work = None if straight else source.flatten()  # partial results are written there
 
         def finish():
-            result[...] = part
+            if not straight:
+                result[...] = self._block(work)
             if mean:
                 result[...] /= self.size
-        return self._with_result(_as_given(array, out, result), out, async_op, finish,
-                                 "reduce_scatter", work, "sum" if mean else op, algorithm)
+        kind, buffers = (("reduce_scatter_into", {"input": flat, "output": result}) if straight
+                         else ("reduce_scatter", work))
+        return self._with_result(_as_given(array, out, result), out, async_op, finish, kind,
+                                 buffers, "sum" if mean else op, algorithm)
 
     def all_gather(self, array, algorithm="auto", out=None, async_op=False):
         """The arrays of all ranks, one after another along a new first dim: (size, *shape).
@@ -127,9 +156,13 @@ class Collectives:
         """
         source = read(array)
         result = _result(out, (self.size, *source.shape), source.dtype)
-        result[self.rank] = source
-        return self._with_result(_as_given(array, out, result), out, async_op, None,
-                                 "all_gather", result.reshape(-1), algorithm=algorithm)
+        kind, buffers = "all_gather", result.reshape(-1)
+        if self._by_windows(algorithm, result.nbytes):
+            kind, buffers = "all_gather_into", {"input": _flat(source), "output": buffers}
+        else:
+            result[self.rank] = source
+        return self._with_result(_as_given(array, out, result), out, async_op, None, kind, buffers,
+                                 algorithm=algorithm)
 
     def gather(self, array, root=0, algorithm="auto", out=None):
         """At `root` the arrays of all ranks along a new first dim, (size, *shape); else None.
@@ -220,7 +253,10 @@ class Collectives:
 
     def barrier(self):
         """Return when every rank has come here."""
-        self._run("barrier", np.empty(0, np.uint8))
+        if self._barrier is None:
+            self._barrier = self.plan("barrier", np.empty(0, np.uint8))
+        self._barrier.start()
+        self._barrier.wait()
 
     def _with_result(self, result, out, async_op, finish, kind, arrays, op="sum",
                      algorithm="auto"):

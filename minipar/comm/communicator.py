@@ -8,6 +8,7 @@ import numpy as np
 from ..context import current
 from .choosing import Choosing
 from .collectives import Collectives, read, written
+from .kinds import KINDS
 from .mpi_plan import LIBRARY, LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
@@ -91,8 +92,10 @@ class Communicator(Collectives, Choosing):
         self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
+        self._common = Arena(self._common_window)  # of which every rank has the same memory
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
-        self._topology, self.chosen = None, {}
+        self._topology = self._barrier = None
+        self.chosen = {}
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
@@ -142,14 +145,14 @@ class Communicator(Collectives, Choosing):
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
         program = self.choose(kind, nbytes, algorithm,
-                              lambda: self._is_shared(arrays, slot < _TURNS))
+                              lambda: self._is_shared(kind, arrays, slot < _TURNS))
         if program is LIBRARY:
             plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
             self._held.append(plan)
             return plan
         options = {"root": root, "counts": counts,
                    "topo": self.topology if "topo" in program.wants else None}
-        n = next(iter(arrays.values())).size
+        n = max(array.size for array in arrays.values())
         trace = program.trace(self.rank, self.size, n, **options)
         for name, array in arrays.items():
             if trace.buffers.get(name) != array.size:
@@ -170,8 +173,10 @@ class Communicator(Collectives, Choosing):
         """A plan in shared memory for this call: making one takes long, so two are kept for each
         length, which take turns. Whatever is decided here, every rank decides alike.
         """
-        key = program, op, root, *((name, array.size, array.dtype, self._arena.find(array))
-                                   for name, array in arrays.items())
+        key = program, op, root, *(
+            (name, array.size, array.dtype,
+             None if name in program.kind.own else self._arena.find(array))
+            for name, array in arrays.items())
         plans, calls = self._reused.setdefault(key, ([], [0]))
         turn, calls[0] = calls[0] % 2, calls[0] + 1
         if turn == len(plans):
@@ -192,17 +197,26 @@ class Communicator(Collectives, Choosing):
             self._shares = own or (keys[0, 0] != 0 and bool((keys == keys[0]).all()))
         return self._shares
 
-    def _is_shared(self, arrays, once):
-        """Whether a buffer lies in shared memory; None if the ranks share none, or if they have
-        enough of it for single collectives.
+    def _is_shared(self, kind, arrays, once):
+        """Whether the buffers that peers touch lie in shared memory; None if the ranks share none,
+        or if they have enough of it for single collectives.
         """
         if self.size == 1 or not self.shares_memory() or once and len(self._reused) >= 64:
             return None
-        return self._arena.find(next(iter(arrays.values()))) is not None
+        return all(self._arena.find(array) is not None for name, array in arrays.items()
+                   if name not in KINDS[kind].own)
 
     def _window(self, nbytes):
         segments = self.transport.segments(nbytes)
-        return Window(mapped_segments(self, nbytes) if segments is None else segments, self.rank)
+        if segments is None:
+            segments = mapped_segments(self, nbytes, range(self.size))
+        return Window(segments, self.rank)
+
+    def _common_window(self, nbytes):
+        segments = self.transport.segments(nbytes)
+        if segments is None:
+            segments = mapped_segments(self, nbytes, [0])
+        return Window(segments[:1] * self.size, self.rank)
 
     def empty(self, shape, dtype):
         """A new array, of the same shape and dtype on every rank, in memory that all can map.
@@ -210,11 +224,23 @@ class Communicator(Collectives, Choosing):
         One-sided programs work in it without a copy. Its values are arbitrary. An ordinary array
         where ranks share no memory. Collective; the memory is the communicator's until `close()`.
         """
+        return self._take(self._arena, shape, dtype)
+
+    def empty_shared(self, shape, dtype):
+        """A new array that is the same memory on every rank, for `all_reduce(x, out=it)`: the
+        result is then written once, and read where it stands.
+
+        What a rank writes there all others see, sooner or later. An ordinary array of each rank's
+        own where ranks share no memory: results are the same. Otherwise as `empty`.
+        """
+        return self._take(self._common, shape, dtype)
+
+    def _take(self, arena, shape, dtype):
         dtype = np.dtype(dtype)
         count = math.prod(shape) if isinstance(shape, tuple) else shape
         if not self.shares_memory():
             return np.empty(shape, dtype)
-        window, offset = self._arena.take(count * dtype.itemsize)
+        window, offset = arena.take(count * dtype.itemsize)
         return window.view(self.rank, offset, count, dtype).reshape(shape)
 
     def _share(self, trace, arrays, program):
@@ -225,11 +251,16 @@ class Communicator(Collectives, Choosing):
         if not self.shares_memory():
             raise ValueError(f"{program.name} reads and writes memory of its peers, which these "
                              f"{self.size} ranks do not share")
-        places, itemsize = {}, next(iter(arrays.values())).itemsize
-        for name, length in trace.buffers.items():
+        itemsize = next(iter(arrays.values())).itemsize
+        lengths = {name: k for name, k in trace.buffers.items() if name not in program.kind.own}
+        # They differ where blocks are uneven. By messages: windows cannot be asked for here.
+        longest = self.all_gather(np.array([*lengths.values()], np.int64), "bruck").max(0)
+        places = {}
+        for name, length in zip(lengths, longest.tolist()):
             found = self._arena.find(arrays[name]) if name in arrays else None
             places[name] = found or self._arena.take(length * itemsize)
-        return {"places": places, "fence": Fence(*self._arena.take(LINE))}
+        return {"places": places, "fence": Fence(*self._arena.take(LINE)),
+                "kept": program.kind.kept}
 
     def free(self, plan):
         """Release a plan that is not in flight."""

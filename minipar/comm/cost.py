@@ -172,6 +172,7 @@ def lower_bounds(kind, p, nbytes):
              "reduce": (steps, nbytes if p > 1 else 0, share), "gather": (steps, share, 0),
              "scatter": (steps, share, 0), "all_to_all": (steps, share, 0),
              "barrier": (steps, 0, 0)}
+    table |= {f"{name}_into": table[name] for name in ("reduce_scatter", "all_gather")}
     if kind not in table:
         raise ValueError(f"no lower bounds for {kind!r}: there are {', '.join(table)}")
     return dict(zip(("alphas", "betas", "gammas"), table[kind]))

@@ -22,6 +22,8 @@ class Kind:
 
     lengths: (rank, size, n) and `counts` if wanted -> {buffer: elements}; {"x": n} if None.
     reduces: whether its programs may reduce. rooted: whether it has a root.
+    own: buffers that no peer touches: they may lie anywhere, also where a program is one-sided.
+    kept: buffers that nobody writes.
     """
     name: str
     before: Callable
@@ -29,6 +31,8 @@ class Kind:
     lengths: Callable | None = None
     reduces: bool = False
     rooted: bool = False
+    own: tuple = ()
+    kept: tuple = ()
 
     def buffers(self, rank, size, n, **options):
         """{buffer: its length in elements} on a rank."""
@@ -63,6 +67,28 @@ def _every_block(rank, size, x):
         yield block, [(owner, block)]
 
 
+def _block(rank, size, n):
+    return (rank + 1) * n // size - rank * n // size
+
+
+def _all_and_block(rank, size, n):
+    return {"input": n, "output": _block(rank, size, n)}
+
+
+def _block_and_all(rank, size, n):
+    return {"input": _block(rank, size, n), "output": n}
+
+
+def _block_summed(rank, size, input, output):
+    mine = input.split(size)[rank]
+    yield output, [(r, mine) for r in range(size)]
+
+
+def _inputs_in_order(rank, size, input, output):
+    for owner, place in enumerate(output.split(size)):
+        yield place, [(owner, type(input)("input", 0, len(place)))]
+
+
 def _at_root(table):
     """The table on the root, nothing on the others."""
     def at_root(rank, size, x, root):
@@ -84,6 +110,10 @@ def _nothing(rank, size, x):
     return ()
 
 
+def _all_input(rank, size, input, output):
+    yield input
+
+
 def _exchange_lengths(rank, size, n, counts=None):
     if counts is not None:
         return {"input": sum(counts[rank]), "output": sum(row[rank] for row in counts)}
@@ -97,10 +127,6 @@ def exchange_blocks(rank, size, input, output, counts=None):
     if counts is None:
         return list(input.split(size)), list(output.split(size))
     return input.cut(counts[rank]), output.cut([row[rank] for row in counts])
-
-
-def _all_input(rank, size, input, output):
-    yield input
 
 
 def _exchanged(rank, size, input, output, counts=None):
@@ -126,11 +152,16 @@ for _kind in (
     Kind("all_reduce", _everything, _summed, reduces=True),
     Kind("reduce_scatter", _everything, _own_block_summed, reduces=True),
     Kind("all_gather", _own_block, _every_block),
+    Kind("reduce_scatter_into", _all_input, _block_summed, lengths=_all_and_block, reduces=True,
+         own=("output",), kept=("input",)),
+    Kind("all_gather_into", _all_input, _inputs_in_order, lengths=_block_and_all,
+         own=("output",), kept=("input",)),
     Kind("broadcast", _at_root(_everything), _of_root, rooted=True),
     Kind("reduce", _everything, _at_root(_summed), reduces=True, rooted=True),
     Kind("gather", _own_block, _at_root(_every_block), rooted=True),
     Kind("scatter", _at_root(_everything), _own_block_of_root, rooted=True),
-    Kind("all_to_all", _all_input, _exchanged, lengths=_exchange_lengths),
+    Kind("all_to_all", _all_input, _exchanged, lengths=_exchange_lengths,
+         kept=("input",)),
     Kind("barrier", _nothing, _nothing),
 ):
     register_kind(_kind)

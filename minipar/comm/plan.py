@@ -11,6 +11,7 @@ import time
 import numpy as np
 
 from ..context import current
+from .local import merge, place_of
 from .transport.base import RankFailed
 
 MESSAGES = ("send", "recv", "recv_reduce")
@@ -26,26 +27,28 @@ class Plan:
     tag, span: messages of channel c travel under tag + c % span.
     name:      what a person calls it, in records and errors.
     places:    {buffer: (window, offset)} for a program with one-sided operations: where each of
-               the trace's buffers lies in the memory that the ranks share. Arrays that lie
-               elsewhere are copied there at the start, and back at the end.
+               the trace's buffers that peers touch lies in the memory that the ranks share. Arrays
+               that lie elsewhere are copied there at the start, and back at the end.
     fence:     the Fence of such a program.
+    kept:      the buffers that nobody writes: they are not copied back.
     """
 
     def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan",
-                 places=None, fence=None):
+                 places=None, fence=None, kept=()):
         self._transport, self._engine, self._op = transport, engine, OPS[op]
         self._tag, self._span = tag, span
         dtype = next(iter(arrays.values())).dtype
         self.nbytes = max(a.nbytes for a in arrays.values())
-        self._places, self._fence, self._fencing = places, fence, False
+        self._places, self._fence, self._fencing = places or {}, fence, False
+        self._kept = kept
         self._arrays = {name: self._place(name, length, arrays, dtype)
                         for name, length in trace.buffers.items()}
-        self._staged = []  # (array of the user, its place in shared memory)
-        self.bind(arrays)
         landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in trace.rounds), default=0)
         self._landing = np.empty(landing, dtype)
-        self._ops, self._rounds = trace.rounds, [self._bind(ops) for ops in trace.rounds]
+        self._rounds, self._trace = [], trace
+        self._compile()
+        self._stage(arrays)
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
         self._after, self._peers = (), ()
@@ -54,16 +57,32 @@ class Plan:
 
     def _place(self, name, length, arrays, dtype):
         """The array that the operations on a buffer work in."""
-        if self._places is not None:
+        if name in self._places:
             window, offset = self._places[name]
             return window.view(window.rank, offset, length, dtype)
         return arrays[name] if name in arrays else np.empty(length, dtype)
 
     def bind(self, arrays):
         """Take other arrays of the same lengths: for a plan that works in shared memory."""
-        self._staged = [(array, self._arrays[name]) for name, array in arrays.items()
-                        if array is not self._arrays[name]
-                        and not np.may_share_memory(array, self._arrays[name])]
+        moved = {name: array for name, array in arrays.items() if name not in self._places
+                 and place_of(array) != place_of(self._arrays[name])}
+        if moved:
+            self._arrays |= moved
+            self.free()
+            self._compile()
+        self._stage(arrays)
+
+    def _stage(self, arrays):
+        """Remember which arrays lie elsewhere: (array, its place in shared memory)."""
+        pairs = [(name, array, self._arrays[name]) for name, array in arrays.items()
+                 if name in self._places and place_of(array) != place_of(self._arrays[name])]
+        self._staged = [(array, place) for _, array, place in pairs]
+        self._back = [(array, place) for name, array, place in pairs if name not in self._kept]
+
+    def _compile(self):
+        """Bind the operations of every round to their memory."""
+        rounds = self._trace.rounds
+        self._rounds, self._ops = merge([self._bind(ops) for ops in rounds], rounds)
 
     def _view(self, chunk):
         return self._arrays[chunk.buffer][chunk.start:chunk.stop]
@@ -78,6 +97,9 @@ class Plan:
     def _bind(self, ops):
         """(messages, local work before, local work after, peers, whether it is a fence)."""
         transport, used = self._transport, 0
+        if ops and ops[0].kind == "fence":
+            others = {transport.in_world(r) for r in range(transport.size) if r != transport.rank}
+            return [], [], [], others, True
         receives, sends, before, after = [], [], [], []
         for op in ops:
             view, tag = self._view(op.chunk), self._tag + op.channel % self._span
@@ -91,18 +113,15 @@ class Plan:
                 receives.append(transport.recv_init(landing, op.peer, tag))
                 after.append((self._op, view, landing))
             elif op.kind == "put":
-                before.append((None, self._there(op), view))
-            elif op.kind in ("get", "get_reduce"):
-                before.append((self._op if op.kind == "get_reduce" else None, view,
-                               self._there(op)))
-            elif op.kind != "fence":
-                function = self._op if op.kind == "reduce" else None
-                before.append((function, view, self._view(op.source)))
+                before.append((None, self._there(op), view, None))
+            else:
+                source = self._there(op) if op.source is None else self._view(op.source)
+                reduces = op.kind in ("get_reduce", "reduce")
+                before.append((self._op, view, view, source) if reduces else
+                              (None, view, source, None))
         # Receives first: a message then finds its place when it comes.
         peers = {transport.in_world(op.peer) for op in ops if op.peer >= 0}
-        if ops and ops[0].kind == "fence":
-            peers = {transport.in_world(r) for r in range(transport.size) if r != transport.rank}
-        return receives + sends, before, after, peers, bool(ops) and ops[0].kind == "fence"
+        return receives + sends, before, after, peers, False
 
     def start(self):
         """Start a run; the buffer belongs to the plan until it is done."""
@@ -140,7 +159,7 @@ class Plan:
                 function(view, landing, out=view)
             if self._next == self._last:
                 self._pending = self._after = ()
-                for array, place in self._staged:
+                for array, place in self._back:
                     array[...] = place
                 self.done = True
                 self._engine.remove(self)
@@ -149,11 +168,11 @@ class Plan:
                 return
             self._pending, before, self._after, self._peers, fence = self._rounds[self._next]
             self._next += 1
-            for function, view, source in before:
+            for function, view, one, other in before:
                 if function is None:
-                    view[...] = source
+                    view[...] = one
                 else:
-                    function(view, source, out=view)
+                    function(one, other, out=view)
             if fence:
                 self._fence.arrive()
                 self._transport.notify()

@@ -140,17 +140,17 @@ def reduce(source, destination):
 
 def put(chunk, peer, remote=None):
     """Write `chunk` into rank `peer`'s memory, at `remote` there; at the same place if None."""
-    return Op("put", chunk, peer, remote=remote or chunk, line=_here())
+    return Op("put", chunk, peer, remote=chunk if remote is None else remote, line=_here())
 
 
 def get(chunk, peer, remote=None):
     """Read into `chunk` from rank `peer`'s memory, at `remote` there; the same place if None."""
-    return Op("get", chunk, peer, remote=remote or chunk, line=_here())
+    return Op("get", chunk, peer, remote=chunk if remote is None else remote, line=_here())
 
 
 def get_reduce(chunk, peer, remote=None):
     """Reduce into `chunk` what stands in rank `peer`'s memory, at `remote` or the same place."""
-    return Op("get_reduce", chunk, peer, remote=remote or chunk, line=_here())
+    return Op("get_reduce", chunk, peer, remote=chunk if remote is None else remote, line=_here())
 
 
 def fence():
@@ -261,6 +261,11 @@ class Program:
             return f"{op.kind} of {op.source} into {op.chunk}"
         if op.remote is not None and len(op.remote) != len(op.chunk):
             return f"{op.kind} of {op.chunk} and {op.remote} of rank {op.peer}"
+        if op.remote is not None and op.remote.buffer in self.kind.own:
+            return f"{op.kind} at {op.remote} of rank {op.peer}, which is that rank's own"
+        written = op.remote if op.kind == "put" else op.chunk if op.kind != "send" else None
+        if written is not None and written.buffer in self.kind.kept:
+            return f"{op.kind} into {written}, which {self.kind.name} leaves as it is"
         if op.kind in REDUCING and not self.kind.reduces:
             return f"{op.kind} in {self.kind.name}, which reduces nothing"
         for chunk in (op.chunk, op.source):

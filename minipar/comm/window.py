@@ -106,15 +106,17 @@ def memory_key():
     return 0 if about is None else int.from_bytes(digest, "little")
 
 
-def mapped_segments(comm, nbytes):
-    """A segment of `nbytes` of every rank of `comm`, processes of one machine. Collective.
+def mapped_segments(comm, nbytes, owners):
+    """A segment of `nbytes` of each of the ranks `owners` of `comm`, processes of one machine.
 
+    Called by all ranks of `comm`, which all get all of the segments, in the order of `owners`.
     Raises ValueError, on all ranks, if there is not enough memory.
     """
     descriptor, problem = -1, 0
     try:
-        descriptor = os.memfd_create("minipar", os.MFD_CLOEXEC)
-        os.posix_fallocate(descriptor, 0, nbytes)
+        if comm.rank in owners:
+            descriptor = os.memfd_create("minipar", os.MFD_CLOEXEC)
+            os.posix_fallocate(descriptor, 0, nbytes)
     except OSError as error:
         problem = error.errno
     table = comm.all_gather(np.array([os.getpid(), descriptor, problem], np.int64),
@@ -123,9 +125,9 @@ def mapped_segments(comm, nbytes):
     try:
         if table[:, 2].any():
             failed = int(np.flatnonzero(table[:, 2])[0])
-            raise ValueError(f"a window of {nbytes} bytes of every rank cannot be made: rank "
-                             f"{failed}: {os.strerror(int(table[failed, 2]))}")
-        for pid, number, _ in table.tolist():
+            raise ValueError(f"a window of {nbytes} bytes of {len(owners)} ranks cannot be made: "
+                             f"rank {failed}: {os.strerror(int(table[failed, 2]))}")
+        for pid, number, _ in table[list(owners)].tolist():
             path = f"/proc/{pid}/fd/{number}"
             opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             segments.append(np.frombuffer(mmap.mmap(opened, nbytes), np.uint8))

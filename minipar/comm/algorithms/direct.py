@@ -58,6 +58,17 @@ def pairwise(rank, size, x):
 
 
 @register
+@collective("reduce_scatter_into", name="pairwise")
+def pairwise_into(rank, size, input, output):
+    """p-1 rounds; each rank sends and reduces n(p-1)/p bytes. The input stays as it is."""
+    block = input.split(size)
+    yield copy(block[rank], output)
+    for i in range(1, size):
+        target, source = (rank + i) % size, (rank - i) % size
+        yield send(block[target], target), recv_reduce(output, source)
+
+
+@register
 @collective("all_to_all", name="pairwise")
 def pairwise_exchange(rank, size, input, output, counts=None):
     """p-1 rounds; each rank sends n(p-1)/p bytes. In round i it exchanges with rank xor i if p is

@@ -6,7 +6,7 @@ Optimal in bytes for any number of ranks: Patarasuk & Yuan 2009, "Bandwidth opti
 algorithms for clusters of workstations".
 """
 
-from ..program import collective, recv, recv_reduce, register, send
+from ..program import collective, copy, recv, recv_reduce, register, send
 
 
 def _reduce_scatter(rank, size, chunk, offset):
@@ -46,3 +46,12 @@ def ring_reduce_scatter(rank, size, x):
 def ring_all_gather(rank, size, x):
     """p-1 rounds; each rank sends n(p-1)/p bytes."""
     yield from _all_gather(rank, size, x.split(size), 0)
+
+
+@register
+@collective("all_gather_into", name="ring")
+def ring_all_gather_into(rank, size, input, output):
+    """p-1 rounds; each rank sends n(p-1)/p bytes."""
+    block = output.split(size)
+    yield copy(input, block[rank])
+    yield from _all_gather(rank, size, block, 0)

@@ -4,7 +4,7 @@ No message waits for its receiver, and nothing is copied twice. A block is reduc
 while it is in the cache.
 """
 
-from ..program import collective, fence, get, get_reduce, put, register
+from ..program import Chunk, collective, copy, fence, get, get_reduce, put, register
 from .direct import others
 
 BLOCK = 32768  # elements: 128 KiB of float32
@@ -54,4 +54,33 @@ def shared_broadcast(rank, size, x, root=0):
     yield fence()
     if rank != root:
         yield get(x, root)
+    yield fence()
+
+
+@register
+@collective("reduce_scatter_into", name="shared")
+def shared_result(rank, size, input, output):
+    """2 fences; each rank reads n bytes, and writes n/p: no other all-reduce moves so few.
+
+    Each rank reduces its part straight from every rank's input into its output. If outputs lie
+    side by side in one memory that all ranks see, that is an all-reduce of which nothing is ever
+    copied: everyone reads the result where it stands.
+    """
+    yield fence()
+    for mine, into in zip(input.split(size)[rank].blocks(BLOCK), output.blocks(BLOCK)):
+        yield copy(mine, into)
+        for peer in others(rank, size):
+            yield get_reduce(into, peer, mine)
+    yield fence()
+
+
+@register
+@collective("all_gather_into", name="shared")
+def shared_all_gather_into(rank, size, input, output):
+    """2 fences; each rank reads n bytes, straight from where its peers have them."""
+    place = output.split(size)
+    yield fence()
+    yield [copy(input, place[rank])] + [
+        get(place[peer], peer, Chunk("input", 0, len(place[peer])))
+        for peer in others(rank, size)]
     yield fence()

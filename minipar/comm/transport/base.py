@@ -47,6 +47,10 @@ class Transport:
         raise ValueError(f"mpi, the MPI library's own {kind}, needs ranks under mpirun; these "
                          f"are {type(self).__name__}")
 
+    def blocking(self, kind, arrays, op, root):
+        """A function that runs the transport's own blocking collective: for comparisons."""
+        return self.collective(kind, arrays, op, root, None)[0]
+
     def subgroup(self, members, label):
         """The endpoint of this rank in the group of `members` (ranks of this one, in order)."""
         raise TypeError(f"{type(self).__name__} is abstract here")

@@ -46,6 +46,10 @@ class Mpi(Transport):
         from . import mpi_collectives
         return mpi_collectives.collective(self.comm, kind, arrays, op, root, counts)
 
+    def blocking(self, kind, arrays, op, root):
+        from . import mpi_collectives
+        return mpi_collectives.blocking(self.comm, kind, arrays, op, root)
+
     def subgroup(self, members, label):
         group = self.comm.Get_group().Incl(members)
         comm = self.comm.Create_group(group, tag=0)
