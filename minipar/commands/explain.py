@@ -14,7 +14,6 @@ from ..bench import BUS, parse_size
 from ..comm import Topology
 from ..comm.closed_forms import FORMS
 from ..comm.cost import cost, lower_bounds, predict
-from ..comm.kinds import KINDS
 from ..comm.machine import SHIPPED, nearest_machine, read_machine
 from ..comm.mpi_plan import LIBRARY
 from ..comm.program import ALGORITHMS
@@ -190,10 +189,8 @@ def _measure(row, program, comm, kind, n, dtype, memory):
     if memory == "shared" and kind in BUS:
         row["measured_s"] = timing.seconds_of(comm, kind, n * dtype.itemsize, algorithm, dtype)
         return
-    promise = KINDS[kind] if program is None else program.kind
     make = comm.empty if memory == "shared" else np.empty
-    arrays = {name: make((length,), dtype) for name, length in
-              promise.buffers(comm.rank, comm.size, n, counts=None).items()}
-    for array in arrays.values():
-        array.fill(0)
+    room = make((2 * n,), dtype)
+    room.fill(0)
+    arrays = timing.arrays_in(room, comm, kind, n)
     row["measured_s"] = timing.seconds_on(comm, kind, arrays, algorithm)

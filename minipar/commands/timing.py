@@ -8,6 +8,7 @@ import numpy as np
 from ..bench import measure
 from ..comm import probes
 from ..comm.fit import Sample
+from ..comm.kinds import KINDS
 from ..comm.mpi_plan import LIBRARY
 from ..comm.program import ALGORITHMS
 from .ranks import launcher_of
@@ -73,6 +74,13 @@ def seconds_of(comm, kind, nbytes, algorithm, dtype, seconds=0.05):
     return row["time_us"] / 1e6
 
 
+def arrays_in(room, comm, kind, n):
+    """{buffer: array} of a kind's buffers for n elements, cut from `room`, which holds n for each:
+    every one begins at the same place on all ranks, however long it is there."""
+    lengths = KINDS.get(kind, probes.PROBE).buffers(comm.rank, comm.size, n, counts=None)
+    return {name: room[i * n:i * n + length] for i, (name, length) in enumerate(lengths.items())}
+
+
 def seconds_on(comm, kind, arrays, algorithm, seconds=0.05):
     """Seconds of a run on given arrays, as in Communicator.plan, of zeros: timed as seconds_of
     does, and nothing is checked."""
@@ -94,17 +102,17 @@ def seconds_on(comm, kind, arrays, algorithm, seconds=0.05):
     return float(found[0])
 
 
-def fastest(comm, kind, buffer, nbytes, names, seconds, checks=True):
-    """{name: seconds} of algorithms for `nbytes` of a buffer of zeros: of each the fastest of
-    three measurements, which alternate, so that what disturbs the machine for a while does not
+def fastest(comm, kind, room, nbytes, names, seconds, checks=True):
+    """{name: seconds} of algorithms for `nbytes`, in `room` for two such buffers: of each the
+    fastest of three measurements, which alternate, so that what disturbs the machine for a while does not
     decide. checks: whether the first ones are the benchmark's, in a buffer of its own."""
-    array, found = buffer[:nbytes // buffer.itemsize], {}
+    arrays, found = arrays_in(room, comm, kind, nbytes // room.itemsize), {}
     for again in range(3):
         for name in names:
             if checks and not again:
-                taken = seconds_of(comm, kind, nbytes, name, buffer.dtype, seconds / 3)
+                taken = seconds_of(comm, kind, nbytes, name, room.dtype, seconds / 3)
             else:
-                taken = seconds_on(comm, kind, array, name, seconds / 3)
+                taken = seconds_on(comm, kind, arrays, name, seconds / 3)
             found[name] = min(taken, found.get(name, np.inf))
     return found
 
@@ -124,15 +132,15 @@ def algorithm_runs(comm, kinds, sizes):
 
 
 def samples(comm, runs, dtype, seconds, passes=3):
-    """A Sample of each run, in one buffer that all work in: the fastest of some passes through all
+    """A Sample of each run, in memory that all of them work in: the fastest of some passes through all
     of them, so that what disturbs the machine for a while does not decide."""
-    buffer = comm.empty((max(nbytes for *_, nbytes in runs) // dtype.itemsize,), dtype)
-    buffer.fill(0)  # sums of it stay 0
+    room = comm.empty((2 * (max(nbytes for *_, nbytes in runs) // dtype.itemsize),), dtype)
+    room.fill(0)  # sums of it stay 0
     best = [np.inf] * len(runs)
     for _ in range(passes):
         for i, (kind, program, nbytes) in enumerate(runs):
-            array = buffer[:nbytes // dtype.itemsize]
-            best[i] = min(best[i], seconds_on(comm, kind, array, program, seconds / passes))
+            arrays = arrays_in(room, comm, kind, nbytes // dtype.itemsize)
+            best[i] = min(best[i], seconds_on(comm, kind, arrays, program, seconds / passes))
     return [Sample(program, comm.size, nbytes // dtype.itemsize, taken, dtype.itemsize,
                    topology_of(comm) if "topo" in program.wants else None)
             for (_, program, nbytes), taken in zip(runs, best)]

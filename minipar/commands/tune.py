@@ -114,10 +114,11 @@ def _table(o, comm, kinds, sizes, dtype, output, say):
         one_sided = {n for n, p in serve.items()
                      if timing.is_one_sided(p, comm.size, timing.topology_of(comm))}
         inside, outside = {}, {}  # {size: {algorithm: seconds}}: buffer in shared memory, or not
-        buffer = comm.empty((sizes[-1] // dtype.itemsize,), dtype)
+        room = comm.empty((2 * (sizes[-1] // dtype.itemsize),), dtype)
+        room.fill(0)
         for nbytes in sizes:
-            inside[nbytes] = timing.fastest(comm, kind, buffer, nbytes, serve, o.seconds)
-            own = np.zeros(nbytes // dtype.itemsize, dtype)
+            inside[nbytes] = timing.fastest(comm, kind, room, nbytes, serve, o.seconds)
+            own = np.zeros(2 * (nbytes // dtype.itemsize), dtype)
             outside[nbytes] = inside[nbytes] | timing.fastest(comm, kind, own, nbytes, one_sided,
                                                               o.seconds, checks=False)
             best = min(inside[nbytes], key=inside[nbytes].get)
