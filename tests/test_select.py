@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from launch import mpirun, python
 
+from minipar import bench
 from minipar.comm import run_threads, world
 from minipar.comm.program import ALGORITHMS
 from minipar.comm.select import Table, select
@@ -274,6 +275,13 @@ def test_a_table_that_cannot_be_is_a_usage_error_by_flag_and_by_environment(tmp_
     for done in (by_flag, by_environment):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert f"minipar: error: entry 1 of {table}: no all_reduce algorithm 'rung'" in done.stderr
+
+
+def test_the_benchmark_selects_by_the_flag(tmp_path, capsys):
+    table = write(tmp_path / "t", {"kind": "all_reduce", "algorithm": "torus_2d"})
+    args = ["all_reduce", "--sizes", "64", "--seconds", "0.001", "--algorithm-table", str(table)]
+    assert run_threads(lambda: bench.main(args), 2) == [0, 0]
+    assert "torus_2d" in capsys.readouterr().out
 
 
 def test_entries_say_where_they_stand():
