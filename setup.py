@@ -12,7 +12,8 @@ setup(
     packages=find_packages(include=["minipar", "minipar.*"]) + ["minipar.kernels"],
     package_dir={"minipar.kernels": "kernels"},
     package_data={"minipar.kernels": ["*.cu", "*.cuh"], "minipar.data": ["embedded/*"],
-                  "minipar": ["native/*.h", "native/*.cpp"], "minipar.draw": ["page.html"]},
+                  "minipar": ["native/*.h", "native/*.cpp"], "minipar.draw": ["page.html"],
+                  "minipar.comm": ["*.json"]},
     install_requires=[
         "numpy>=2.0",
         "mpi4py>=4.0",       # imported only under an MPI launcher

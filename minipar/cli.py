@@ -15,6 +15,8 @@ COMMANDS = {
     "simulate": ("commands.simulate", "what pipeline schedules would cost, side by side"),
     "draw": ("commands.draw", "draw a collective or pipeline schedules: in the terminal, as SVG "
              "or PNG, as a page"),
+    "explain": ("commands.explain", "which algorithm serves, why, and what each one costs"),
+    "tune": ("commands.tune", "measure this machine: a selection table, or the model's prices"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

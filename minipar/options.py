@@ -118,6 +118,8 @@ def parser():
         + ", ".join(CODECS))
     add("--progress", type=_one_of(PROGRESS), help="reductions go on while backward computes by "
         "hooks in it (default), or by a thread beside it; also MINIPAR_PROGRESS")
+    add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
+        "table (default: $MINIPAR_ALGORITHMS); minipar tune writes one")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
         "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")

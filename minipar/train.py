@@ -94,6 +94,7 @@ class Job:
             set_kernels(o.kernels)
         self.folder = CheckpointFolder(o.checkpoint, o.checkpoint_keep) if o.checkpoint else None
         try:
+            comm.read_table(o.algorithm_table)
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
             module = build_model(o, self.data)
@@ -239,7 +240,7 @@ class Job:
         digest = comm.broadcast_object(digest) if o.mesh.dp < comm.size else digest
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
-                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp)
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen)
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")

@@ -459,13 +459,18 @@ def test_a_send_without_its_receive_gets_no_arrow():
 
 
 def test_recording_cannot_start_in_the_middle_of_a_collective():
+    tried = threading.Event()  # till then rank 1 stays away, so that it is in flight
+
     def work():
         comm = world()
+        if comm.rank == 1:
+            tried.wait(10)
         pending = comm.all_reduce(np.ones(4), async_op=True)
         if comm.rank == 0:
             with pytest.raises(RuntimeError, match="while an operation is in flight"):
                 with trace.record():
                     raise AssertionError("recording began")
+            tried.set()
         pending.wait()
     run_threads(work, 2)
 

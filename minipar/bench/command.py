@@ -28,6 +28,9 @@ def parser():
     p.add_argument("kind", choices=sorted(BUS))
     p.add_argument("--algorithms", default="auto", metavar="NAMES",
                    help="with commas: auto, mpi, names, FILE.py:NAME; or all (default: auto)")
+    p.add_argument("--algorithm-table", metavar="FILE.json",
+                   help="what auto selects by, before minipar's own table (default: "
+                        "$MINIPAR_ALGORITHMS); minipar tune writes one")
     p.add_argument("--against", default="", metavar="NAMES",
                    help="algorithms to be timed too, in turn with the others, and told the ratios "
                         "of time to")
@@ -57,6 +60,7 @@ def main(argv=None):
     comm = world()
     try:
         _check(o)
+        comm.read_table(o.algorithm_table)
         rows = run(o, comm)
     except (UsageError, ValueError, TypeError) as error:
         if comm.rank == 0:

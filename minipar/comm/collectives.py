@@ -268,14 +268,14 @@ class Collectives:
 
     # Whole objects
 
-    def broadcast_object(self, value, root=0):
+    def broadcast_object(self, value, root=0, algorithm="auto"):
         """Rank `root`'s `value`, anything that pickle takes, on every rank."""
         data = np.frombuffer(pickle.dumps(value if self.rank == root else None), np.uint8).copy()
         length = np.array(data.size)
-        self.broadcast(length, root)
+        self.broadcast(length, root, algorithm)
         if self.rank != root:
             data = np.empty(int(length), np.uint8)
-        self.broadcast(data, root)
+        self.broadcast(data, root, algorithm)
         return pickle.loads(data)
 
     def broadcast_arrays(self, arrays, root=0):

@@ -6,13 +6,13 @@ import math
 import numpy as np
 
 from ..context import current
+from .choosing import Choosing
 from .collectives import Collectives, read, written
 from .engine import Engine, chosen_progress
 from .kinds import KINDS
-from .mpi_plan import LibraryPlan
+from .mpi_plan import LIBRARY, LibraryPlan
 from .plan import OPS, Plan
 from .program import CHANNELS
-from .select import LIBRARY, SHARED, select
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
@@ -85,7 +85,7 @@ class _Single:
         self._transport.free(self._messages)
 
 
-class Communicator(Collectives):
+class Communicator(Collectives, Choosing):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
     rank:     this rank's number, 0 <= rank < size.
@@ -107,6 +107,7 @@ class Communicator(Collectives):
         self._common = Arena(self._common_window)  # of which every rank has the same memory
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
         self._topology = self._barrier = None
+        self.chosen = {}
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
@@ -163,10 +164,8 @@ class Communicator(Collectives):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
-        shared = None
-        if algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
-            shared = self._is_shared(kind, arrays, slot < _TURNS)
-        program = select(kind, self.size, nbytes, algorithm, shared)
+        program = self.choose(kind, nbytes, algorithm,
+                              lambda: self._is_shared(kind, arrays, slot < _TURNS))
         if program is LIBRARY:
             plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
             self._held.append(plan)
@@ -213,7 +212,7 @@ class Communicator(Collectives):
     def shares_memory(self):
         """Whether all ranks can map each other's memory. Collective when first asked."""
         if self._shares is None:
-            keys = self.all_gather(np.array([memory_key()]))
+            keys = self.all_gather(np.array([memory_key()]), algorithm="bruck")
             own = self.transport.segments(0) is not None
             self._shares = own or (keys[0, 0] != 0 and bool((keys == keys[0]).all()))
         return self._shares
@@ -222,7 +221,7 @@ class Communicator(Collectives):
         """Whether the buffers that peers touch lie in shared memory; None if the ranks share none,
         or if they have enough of it for single collectives.
         """
-        if not self.shares_memory() or once and len(self._reused) >= 64:
+        if self.size == 1 or not self.shares_memory() or once and len(self._reused) >= 64:
             return None
         return all(self._arena.find(array) is not None for name, array in arrays.items()
                    if name not in KINDS[kind].own)
@@ -364,8 +363,10 @@ class Communicator(Collectives):
             return None
         members = sorted((r for r in range(self.size) if table[r][0] and table[r][1] == color),
                          key=lambda r: (table[r][2], r))
-        return Communicator(self.transport.subgroup(members, (self._splits, int(color))),
-                            self.engine)
+        group = Communicator(self.transport.subgroup(members, (self._splits, int(color))),
+                             self.engine)
+        group.source, group._table = self.source, self._table
+        return group
 
     def close(self):
         """Release every plan that is left. Called at the end of the job by whoever started it."""

@@ -6,6 +6,10 @@ and several messages that it sends in one round go one after another. A round of
 its messages and reductions are done, and a message starts when both ends have come to it. One-
 sided operations move their bytes like messages without alpha; a fence costs alpha. What a codec
 encodes counts as encoded; encoding and decoding take no time.
+
+A measured machine (`machine.py`) charges more than these three, and its ranks may have to share
+cores: then no run ends before the cores have done the work of all ranks, to which each end of a
+message adds half of it (Brent 1974: the longest path, or all work over the cores).
 """
 
 import math
@@ -13,21 +17,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .graph import lower
-
-
-@dataclass(frozen=True)
-class Machine:
-    """alpha: seconds per message; beta: seconds per byte sent; gamma: seconds per byte reduced."""
-    alpha: float
-    beta: float
-    gamma: float
+from .machine import Machine
 
 
 @dataclass(frozen=True)
 class Cost:
     """What a program costs on p ranks for n elements of `itemsize` bytes.
 
-    rounds:      of the rank that has most.
+    rounds:      of the rank that has most; those without communication do not count.
     messages:    sent by the rank that sends most; one-sided operations count.
     sent:        bytes moved by the rank that moves most.
     reduced:     bytes reduced by the rank that reduces most.
@@ -47,31 +44,43 @@ class Cost:
 
 MOVES = ("send", "put", "get", "get_reduce")  # the end of a transfer that is counted
 REDUCES = ("recv_reduce", "reduce", "get_reduce")
+LOCAL = ("copy", "reduce")  # no communication
 
 
 def cost(program, p, n, itemsize=4, **options):
     """The Cost of `program` on p ranks for n elements. options: root, counts, topo."""
     tasks = lower(program, p, n, **options)
     per_rank = {"messages": [0] * p, "sent": [0] * p, "reduced": [0] * p}
+    rounds = [set() for _ in range(p)]
     for task in tasks:
+        if task.kind not in LOCAL:
+            rounds[task.rank].add(task.round)
         if task.kind in MOVES:
             per_rank["messages"][task.rank] += 1
             per_rank["sent"][task.rank] += task.nbytes(itemsize)
         if task.kind in REDUCES:
             per_rank["reduced"][task.rank] += len(task.chunk) * itemsize
-    path = [_finish(tasks, p, itemsize, Machine(*unit))
+    path = [_finish(tasks, p, itemsize, Machine(*unit).at(0))
             for unit in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
-    return Cost(max((task.round + 1 for task in tasks), default=0),
+    return Cost(max(map(len, rounds)),
                 max(per_rank["messages"]), max(per_rank["sent"]), max(per_rank["reduced"]),
                 sum(per_rank["sent"]), *(round(x) for x in path))
 
 
 def predict(program, p, n, machine, itemsize=4, **options):
     """The seconds that `program` takes by the model."""
-    return _finish(_lowered(program, p, n, tuple(sorted(options.items()))), p, itemsize, machine)
+    tasks, machine = _lowered(program, p, n, tuple(sorted(options.items()))), machine.at(
+        n * itemsize)
+    path = machine.run + _finish(tasks, p, itemsize, machine)
+    if machine.cores is None or machine.cores >= p:
+        return path
+    rounds = len({(task.rank, task.round) for task in tasks})
+    work = sum((_work(task, itemsize, machine) for task in tasks),
+               machine.run * p + machine.round * rounds)
+    return max(path, work / machine.cores)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _lowered(program, p, n, options):
     return lower(program, p, n, **dict(options))
 
@@ -112,24 +121,42 @@ def _others(task, tasks):
 
 def _end_of_round(here, start, tasks, began, itemsize, machine):
     sending = receiving = start
-    after = 0.0
+    after = machine.round
     for task in here:
-        nbytes = task.nbytes(itemsize)
-        price = machine.alpha + machine.beta * nbytes
+        nbytes = len(task.chunk) * itemsize
         if task.kind in ("send", "recv", "recv_reduce"):
             other = began[tasks[task.match].rank, tasks[task.match].round]
+            price = machine.alpha + machine.beta * task.nbytes(itemsize)
             if task.kind == "send":
                 sending = max(sending, other) + price
             else:
                 receiving = max(receiving, other) + price
-        elif task.kind in MOVES:
-            sending += machine.beta * nbytes
         elif task.kind == "fence":
             everyone = [start, *(began[t.rank, t.round] for t in _others(task, tasks))]
-            sending = max(everyone) + machine.alpha
-        if task.kind in REDUCES:
-            after += machine.gamma * len(task.chunk) * itemsize
+            sending = max(everyone) + machine.fence
+        after += _local(task, nbytes, machine)
     return max(sending, receiving) + after
+
+
+def _local(task, nbytes, machine):
+    """What an operation takes of its own rank's time alone; messages go on meanwhile."""
+    if task.kind in ("recv_reduce", "reduce"):
+        return machine.call + machine.gamma * nbytes
+    if task.kind == "get_reduce":
+        return machine.call + machine.get_reduce * nbytes
+    if task.kind in MOVES[1:]:
+        return machine.call + machine.access * nbytes
+    return machine.call + machine.copy * nbytes if task.kind == "copy" else 0.0
+
+
+def _work(task, itemsize, machine):
+    """What an operation takes of a core's time: of a message, each end has half."""
+    if task.kind == "fence":
+        return machine.fence
+    local = _local(task, len(task.chunk) * itemsize, machine)
+    if task.kind in ("send", "recv", "recv_reduce"):
+        local += (machine.alpha + machine.beta * task.nbytes(itemsize)) / 2
+    return local
 
 
 def lower_bounds(kind, p, nbytes):

@@ -20,7 +20,7 @@ from .communicator import Communicator
 from .job import receive_bytes, send_bytes
 from .transport import processes, rendezvous
 from .transport.base import RankFailed
-from .world import launched_rank, mpi_communicator, set_world
+from .world import launched_rank, mpi_communicator, set_world, with_table
 
 
 def main():
@@ -52,8 +52,8 @@ def _join(work, rank, meeting):
     """The rank's communicator."""
     if work["how"] == "mpi":
         return mpi_communicator()
-    return Communicator(processes.join(rank, work["size"], *work["meeting"], work["token"],
-                                       meeting))
+    return with_table(Communicator(processes.join(rank, work["size"], *work["meeting"],
+                                                  work["token"], meeting)))
 
 
 def _run(work):

@@ -1,76 +1,66 @@
-"""Which algorithm serves a collective: an ordered table, first match, never a silent substitute."""
+"""Which algorithm serves a collective: an ordered table, first match, never a silent substitute.
+
+The table is data: `algorithms.json`, and before its entries those of a file of the user's
+(`table_file.py` reads both). A table is agreed upon by all ranks, so that they pick alike.
+"""
 
 import difflib
 
 from . import algorithms  # noqa: F401  (registers them)
 from .mpi_plan import LIBRARY
 from .program import ALGORITHMS, Program
-
-KIB = 1024
-
-# (kind, largest group or None, largest message in bytes or None, algorithm). Few rounds while a
-# message takes no longer than a round, few bytes above that. Measured over MPICH on one machine
-# with 2 ranks, time / the ring's: recursive doubling 0.72 at 64 B, 0.67 at 16 KiB, 0.86 at 64 KiB,
-# 1.05 at 256 KiB, 1.4 at 1 MiB; Rabenseifner's is never slower than the ring with 2^k ranks, and
-# others send up to twice as much.
-TABLE = [
-    ("all_reduce", 2, 128 * KIB, "recursive_doubling"),
-    ("all_reduce", None, 32 * KIB, "recursive_doubling"),
-    ("all_reduce", None, 512 * KIB, "rabenseifner"),
-    ("all_reduce", None, None, "ring"),
-    ("reduce_scatter", None, 512 * KIB, "recursive_halving"),
-    ("reduce_scatter", None, None, "ring"),
-    ("reduce_scatter_into", None, None, "pairwise"),
-    ("all_gather", None, 512 * KIB, "bruck"),
-    ("all_gather", None, None, "ring"),
-    ("all_gather_into", None, None, "ring"),
-    ("broadcast", 3, None, "binomial"),
-    ("broadcast", None, 64 * KIB, "binomial"),
-    ("broadcast", None, None, "scatter_all_gather"),
-    ("reduce", 3, None, "binomial"),
-    ("reduce", None, 32 * KIB, "binomial"),
-    ("reduce", None, None, "rabenseifner"),
-    ("gather", None, 64 * KIB, "binomial"),
-    ("gather", None, None, "linear"),
-    ("scatter", None, 64 * KIB, "binomial"),
-    ("scatter", None, None, "linear"),
-    ("all_to_all", None, 4 * KIB, "bruck"),
-    ("all_to_all", None, None, "pairwise"),
-    ("barrier", None, None, "dissemination"),
-]
+from .table_file import shipped
 
 
-# Where ranks share memory, the program `shared` comes first: {kind: (least bytes; most bytes of a
-# buffer that is elsewhere, and would be copied there and back)}. Measured as above, in shared
-# memory: 0.4 of MPI's time at 16 KiB, 0.16 from 256 KiB; with the copies 0.5 at 1 MiB, 1.1 at 16.
-SHARED = {"all_reduce": (8 * KIB, 1024 * KIB), "reduce_scatter": (8 * KIB, 1024 * KIB),
-          "all_gather": (8 * KIB, 1024 * KIB), "reduce_scatter_into": (0, 1024 * KIB),
-          "all_gather_into": (0, 1024 * KIB), "broadcast": (8 * KIB, 1024 * KIB)}
+class Table:
+    """Entries in their order; `table_file.Entry` says what each asks for."""
+
+    def __init__(self, entries):
+        self.entries = {}  # {kind: [entry]}
+        for entry in entries:
+            self.entries.setdefault(entry.kind, []).append(entry)
+
+    def find(self, kind, size, nbytes, shared=lambda: None, node=None):
+        """The first entry for a collective of `nbytes` on `size` ranks; None if there is none.
+
+        shared: returns True if the buffer lies in memory that the ranks share, False if they share
+        memory but it lies elsewhere, None if they share none. node: returns how many ranks stand
+        on one machine, at most; all of them, if None. Both may take long: they are asked only if
+        an entry asks.
+        """
+        for entry in self.entries.get(kind, ()):
+            if ((entry.bytes is None or nbytes <= entry.bytes)
+                    and (entry.ranks is None or size <= entry.ranks)
+                    and (entry.node is None or (size if node is None else node()) <= entry.node)
+                    and (entry.shared is None or entry.shared is shared())):
+                return entry
+        return None
 
 
-def select(kind, size, nbytes, algorithm="auto", shared=None):
+def select(kind, size, nbytes, algorithm="auto", table=None, shared=lambda: None, node=None):
     """The Program for a collective of `nbytes` on `size` ranks; LIBRARY for "mpi".
 
-    algorithm: "auto" (the tables), a registered name, "mpi", or a Program. shared: whether the
-    buffer lies in memory that the ranks share; None if they share none. Raises ValueError for a
-    name that there is not, with the nearest valid ones; for a Program of another kind; and, with
-    the reason, for one that cannot serve so many ranks.
+    algorithm: "auto" (the table's choice), a registered name, "mpi", or a Program. table, shared,
+    node: what "auto" picks by, as in Table.find; the table that comes with minipar if None. Raises
+    ValueError for a name that there is not, with the nearest valid ones; for a Program of another
+    kind; and, with the reason, for one that cannot serve so many ranks.
     """
-    if algorithm == "auto" and shared is not None and kind in SHARED:
-        least, most = SHARED[kind]
-        if nbytes >= least and (shared or nbytes <= most):
-            return ALGORITHMS[kind]["shared"]
+    source = ""
     if algorithm == "auto":
-        algorithm = next((name for of, ranks, limit, name in TABLE
-                          if of == kind and (ranks is None or size <= ranks)
-                          and (limit is None or nbytes <= limit)), "auto")
+        table = Table(shipped()) if table is None else table
+        entry = table.find(kind, size, nbytes, shared, node)
+        if entry is None and kind in ALGORITHMS:
+            raise ValueError(f"no entry of the table is for {kind} of {nbytes} bytes on {size} "
+                             f"ranks: name an algorithm, {', '.join(names(kind)[1:])}")
+        if entry is not None:
+            algorithm, source = entry.algorithm, f"{entry.source}: "
     if algorithm == LIBRARY.name:
         return LIBRARY
     program = algorithm if isinstance(algorithm, Program) else _named(kind, algorithm)
     if program.kind.name != kind:
         raise ValueError(f"{program.name} is a program for {program.kind.name}, not for {kind}")
     if reason := program.refusal(size):
-        raise ValueError(reason)
+        raise ValueError(source + reason)
     return program
 
 

@@ -32,15 +32,21 @@ class Topology(NamedTuple):
         return None
 
 
+def host_names(comm):
+    """A name for every rank's host, equal for ranks of one. Called by all ranks of `comm`."""
+    name = socket.gethostname().encode()
+    names = comm.all_gather(np.array([zlib.crc32(name), zlib.adler32(name)], np.int64),
+                            algorithm="bruck")  # which needs no choice, that this may be part of
+    return [tuple(row) for row in names.tolist()]
+
+
 def hosts(comm):
     """The topology of a communicator by the names of its ranks' hosts: (ranks a host, hosts).
 
     Called by all of its ranks. Raises ValueError if hosts have different numbers of ranks, or if
     ranks are not numbered host by host.
     """
-    name = socket.gethostname().encode()
-    names = comm.all_gather(np.array([zlib.crc32(name), zlib.adler32(name)], np.int64))
-    names = [tuple(row) for row in names.tolist()]
+    names = host_names(comm)
     seen = list(dict.fromkeys(names))
     counts = [names.count(name) for name in seen]
     if len(set(counts)) > 1:

@@ -119,7 +119,8 @@ def mapped_segments(comm, nbytes, owners):
             os.posix_fallocate(descriptor, 0, nbytes)
     except OSError as error:
         problem = error.errno
-    table = comm.all_gather(np.array([os.getpid(), descriptor, problem], np.int64))
+    table = comm.all_gather(np.array([os.getpid(), descriptor, problem], np.int64),
+                            algorithm="bruck")  # auto may want a window itself
     segments = []
     try:
         if table[:, 2].any():

@@ -123,7 +123,14 @@ def _met_communicator(names):
     if "TORCHELASTIC_RUN_ID" in os.environ and names is _TORCH:
         port += 1  # torchrun itself listens on the port that it tells
     token = os.environ.get("MINIPAR_TOKEN", "")
-    return Communicator(processes.join(rank, size, values[2], port, token))
+    return with_table(Communicator(processes.join(rank, size, values[2], port, token)))
+
+
+def with_table(comm):
+    """A new world, agreed on the table that its ranks select algorithms by: now, while all of them
+    are here, because a collective that is started later must not wait for anybody."""
+    comm.agree()
+    return comm
 
 
 def mpi_communicator():
@@ -139,7 +146,7 @@ def mpi_communicator():
     if expected is not None and expected != transport.size:
         raise RuntimeError(f"the launcher started {expected} ranks, but {mpi.version()} sees "
                            f"{transport.size}: mpirun and mpi4py belong to different MPI libraries")
-    return Communicator(transport)
+    return with_table(Communicator(transport))
 
 
 def _install_hooks(transport):

@@ -134,14 +134,16 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
     `timeout` seconds, if that is not None.
     """
     from ..communicator import Communicator
+    from ..table_file import own_source
     from ..world import use_world
-    world, settings = World(size, eager_bytes), context.current()
+    world, settings, source = World(size, eager_bytes), context.current(), own_source()
     results, errors = [None] * size, []
 
     def rank_main(rank):
         communicator = None
         try:
             communicator = Communicator(Threads(world, rank))
+            communicator.source = source  # one for all: nobody has to be told
             with context.use(settings.copy()), use_world(communicator):
                 results[rank] = function(*args)
                 communicator.close()
