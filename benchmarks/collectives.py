@@ -13,6 +13,9 @@ Sections:
   scatter     reduce_scatter and all_gather, from an input to an output: auto / MPI's, from 256 KiB
   p2p         the algorithm that auto picks where no memory is shared / MPI_Allreduce, from 1 MiB
   gloo        auto / torch.distributed over gloo, 8 B to 64 MiB
+  predicted   the model's time with the machine that `minipar tune --fit` has found for ranks under
+              mpirun (--machine: another) / the measured time, of each algorithm, at sizes between
+              those of the fit
   memory      one result in memory of all ranks / (n+1) bytes at the rate of all ranks' copies
 """
 
@@ -21,6 +24,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -106,8 +110,29 @@ def memory(comm, o):
                              "memory")}
 
 
+def predicted(comm, o):
+    from minipar.comm.cost import predict
+    from minipar.comm.machine import nearest_machine, read_machine
+    from minipar.comm.program import ALGORITHMS
+    machine = (read_machine(o.machine)[0] if o.machine else
+               nearest_machine(comm.size, "mpi")[0])
+    found = []
+    for nbytes in sizes(96, o.largest):  # the fit takes powers of two
+        say(comm, f"  predicted {nbytes}")
+        case = Case(comm, "all_reduce", nbytes, FLOAT)
+        names = [name for name, p in ALGORITHMS["all_reduce"].items()
+                 if p.refusal(comm.size) is None]
+        for row in compare(case, names, o.cadence, o.seconds / 2, (), 3):
+            program = ALGORITHMS["all_reduce"][row["algorithm"]]
+            us = 1e6 * predict(program, comm.size, case.count, machine, root=0,
+                               topo=comm.topology if "topo" in program.wants else None)
+            found.append({"size": nbytes, "algorithm": row["algorithm"], "predicted_us": us,
+                          "time_us": row["time_us"]})
+    return {"predicted": found}
+
+
 SECTIONS = {"all_reduce": all_reduce, "scatter": scatter, "p2p": p2p, "gloo": gloo,
-            "memory": memory}
+            "memory": memory, "predicted": predicted}
 
 
 def say(comm, words):
@@ -165,6 +190,9 @@ LINES = (
     ("all_reduce, geometric mean", "gloo", "gloo", (0,), geomean, 0.2, "{:.3f}"),
     ("all_reduce into one result, from 4 MiB, worst size", "the memory limit", "memory",
      (4 * MIB,), lambda rows: worst(rows)["ratio"], 1.5, "{:.2f}"),
+    ("predicted time, all algorithms, median error", "the measured", "predicted", (0,),
+     lambda rows: statistics.median(abs(r["predicted_us"] / r["time_us"] - 1) for r in rows), 0.25,
+     "{:.2f}"),
 )
 
 
@@ -227,7 +255,7 @@ def launch(o, ranks):
         subprocess.run(
             [mpirun, "-n", str(ranks), sys.executable, __file__, "--out", out, "--sections",
              o.sections, "--seconds", str(o.seconds), "--rounds", str(o.rounds), "--cadence",
-             o.cadence, "--largest", str(o.largest)],
+             o.cadence, "--largest", str(o.largest), "--machine", o.machine],
             check=True, timeout=600, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
         return json.loads(out.read_text())
 
@@ -240,6 +268,7 @@ def main():
     p.add_argument("--rounds", type=int, default=7)
     p.add_argument("--cadence", choices=("streaming", "isolated"), default="isolated")
     p.add_argument("--largest", type=parse_size, default=LARGEST, metavar="SIZE")
+    p.add_argument("--machine", default="", metavar="FILE", help="for the section predicted")
     p.add_argument("--json", metavar="FILE", help="write the table and all that was measured")
     p.add_argument("--out", help=argparse.SUPPRESS)  # on a rank: where rank 0 writes
     o = p.parse_args()

@@ -96,6 +96,16 @@ def test_one_algorithm_is_measured_on_one_size():
         assert (row["algorithm"], row["wrong"]) == ("binomial", 0)
 
 
+def test_what_a_fitted_machine_predicts_is_told_beside_what_was_measured(tmp_path):
+    machine, rows = tmp_path / "machine.json", tmp_path / "rows.json"
+    machine.write_text('{"machine": {"alpha": 1e-6, "beta": 1e-9, "gamma": 0}}')
+    args = ["all_reduce", "--sizes", "4000", "--algorithms", "ring,function", "--machine",
+            str(machine), "--json", str(rows), "--seconds", "0.001"]
+    assert run_threads(lambda: bench.main(args), 2) == [0, 0]
+    ring, function = json.loads(rows.read_text())["rows"]
+    assert ring["predicted_us"] == pytest.approx(2 * 1 + 4.0) and "predicted_us" not in function
+
+
 LAZY = """
 from minipar.comm import collective
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .. import dtypes
 from ..comm import world
+from ..comm.cost import predict
+from ..comm.machine import read_machine
 from ..comm.plan import OPS
 from ..comm.program import ALGORITHMS
 from ..options import UsageError
@@ -49,6 +51,9 @@ def parser():
                    help="how often the algorithms take turns (default: %(default)s)")
     p.add_argument("--seconds", default=0.2, type=float,
                    help="for each algorithm and size, about (default: %(default)s)")
+    p.add_argument("--machine", metavar="FILE.json",
+                   help="the machine that `minipar tune --fit` has written: what the model "
+                        "predicts is told in --json, and dotted in --plot")
     p.add_argument("--json", metavar="FILE", help="also write the rows")
     p.add_argument("--plot", metavar="FILE.png", help="also draw them (needs matplotlib)")
     return p
@@ -86,6 +91,7 @@ def run(o, comm):
     if o.algorithms == "all":
         names = [n for n, p in ALGORITHMS[o.kind].items() if p.refusal(comm.size) is None]
     names = list(dict.fromkeys(names + against))
+    machine = read_machine(o.machine)[0] if o.machine else None
     where = "window" if o.memory == "shared" else "ordinary"
     Case(comm, o.kind, max(sizes), dtype, o.op, o.root, where)  # takes the memory for all sizes
     say = print if comm.rank == 0 else lambda *a, **k: None
@@ -96,6 +102,11 @@ def run(o, comm):
         case = Case(comm, o.kind, nbytes, dtype, o.op, o.root, where)
         for row in compare(case, names, o.cadence, o.seconds, against, o.rounds):
             rows.append({"size": case.nbytes, "count": case.count, **row})
+            program = ALGORITHMS[o.kind].get(row["algorithm"])
+            if machine is not None and program is not None:
+                rows[-1]["predicted_us"] = 1e6 * predict(
+                    program, comm.size, case.count, machine, dtype.itemsize, root=o.root,
+                    topo=comm.topology if "topo" in program.wants else None)
             say(_line(rows[-1], o, against), flush=True)
     say(f"# Avg bus bandwidth: {statistics.mean(row['busbw'] for row in rows):.3f} GB/s")
     return rows
