@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 
 from .build import NATIVE, build, run_compiler
-from .source import ACCUMULATE, ELEMENTS, SCALARS, BuildError, misfit, signatures
+from .source import ACCUMULATE, SCALARS, BuildError, element, misfit, signatures
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
          "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd", "-fno-plt",
@@ -76,8 +76,8 @@ def _built(source, text, real):
         run_compiler([*command, f"-I{folder}", f"-I{NATIVE}", "-x", "c++", "-", "-o", target],
                      program, source.name)
     return build(f"{source.stem}-{real}.so", [text, wrapper, *(
-        p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")),
-                                                NATIVE / "host.h"))], FLAGS, make)
+        p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")), NATIVE / "host.h",
+                                                NATIVE / "half.h"))], FLAGS, make)
 
 
 def _wrapper(text, real):
@@ -87,7 +87,7 @@ def _wrapper(text, real):
         declared, checks, passed = ["int blocks"], [], []
         for i, p in enumerate(parameters):
             if p.pointer:
-                number = np.dtype(ELEMENTS[p.plain(real)]).num
+                number = element(p.plain(real)).num
                 declared.append(f"Array *{p.name}")
                 checks.append(f"if (int r = misfit({p.name}, {number}, {int(not p.const)})) "
                               f"return {i * 4} + r;")
