@@ -169,7 +169,8 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self):
-        text = np.array2string(self.array, precision=4, separator=", ", prefix="tensor(")
+        array = self.array.astype(np.float32) if self.array.itemsize == 2 else self.array
+        text = np.array2string(array, precision=4, separator=", ", prefix="tensor(")
         extra = "" if self.dtype is current().default_dtype else f", dtype={self.dtype}"
         if self.node is not None:
             extra += f", grad_fn={self.node}"

@@ -6,11 +6,12 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import Like, method, quiet, unbroadcast
+from .base import Like, method, unbroadcast
+from .precision import arithmetic
 
 
 @method("matmul", "__matmul__")
-@quiet
+@arithmetic
 def matmul(x, y):
     """x @ y with NumPy's and PyTorch's rules: vectors, matrices, broadcast batches of matrices.
 
@@ -105,7 +106,7 @@ def rmatmul(x, y):
     return matmul(Tensor(np.asarray(y)), x)
 
 
-@quiet
+@arithmetic
 def linear(x, weight, bias=None):
     """x @ weight.T + bias, over the last dim.
 
