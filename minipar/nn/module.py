@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..context import current, no_grad
-from ..tensor import Tensor
+from ..tensor import Tensor, array_of
 from .convert import Conversions
 from .hooks import Hooks
 from .parameter import Parameter
@@ -274,8 +274,7 @@ class Module(Hooks, Conversions):
         Returns (missing_keys, unexpected_keys).
         """
         own = dict(self._state())
-        given = {k: v.array if isinstance(v, Tensor) else np.asarray(v)
-                 for k, v in state_dict.items()}
+        given = {k: array_of(v) for k, v in state_dict.items()}
         missing = [k for k in own if k not in given]
         unexpected = [k for k in given if k not in own]
         wrong = [f"{k} is {given[k].shape} where the model has {own[k].shape}"
