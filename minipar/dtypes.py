@@ -82,3 +82,14 @@ def of(array):
     """The `DType` of an array's elements. Raises TypeError for a storage type that has none."""
     found = _BY_STORAGE.get(array.dtype)
     return found if found is not None else dtype(array.dtype)
+
+
+def array_of(value):
+    """The elements of a tensor, an array, or whatever NumPy makes an array of: not copied if that
+    can be. PyTorch gives NumPy no bfloat16, so its tensors of that type go through float32.
+    """
+    if hasattr(value, "array"):
+        return value.array
+    if str(getattr(value, "dtype", None)) == "torch.bfloat16":
+        return np.asarray(value.detach().float()).astype(bfloat16.storage)
+    return np.asarray(value)

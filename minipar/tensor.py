@@ -185,7 +185,7 @@ def tensor(data, dtype=None, requires_grad=False):
     dtype: taken from `data` if None; Python floats become the default dtype, as in PyTorch.
     """
     if hasattr(data, "dtype") and not isinstance(data, np.generic):
-        data = array_of(data)
+        data = dtypes.array_of(data)
     array = np.array(data)
     if dtype is not None:
         array = array.astype(dtypes.dtype(dtype).storage)
@@ -194,17 +194,6 @@ def tensor(data, dtype=None, requires_grad=False):
     dtypes.of(array)  # refuses what is not a tensor's type
     result = Tensor(array)
     return result.requires_grad_() if requires_grad else result
-
-
-def array_of(value):
-    """The elements of a tensor, an array, or whatever NumPy makes an array of: not copied if that
-    can be. PyTorch gives NumPy no bfloat16, so its tensors of that type go through float32.
-    """
-    if isinstance(value, Tensor):
-        return value.array
-    if str(getattr(value, "dtype", None)) == "torch.bfloat16":
-        return np.asarray(value.detach().float()).astype(dtypes.bfloat16.storage)
-    return np.asarray(value)
 
 
 def from_numpy(array):

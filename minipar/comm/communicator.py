@@ -8,8 +8,9 @@ import numpy as np
 from ..context import current
 from .collectives import Collectives, read, written
 from .mpi_plan import LibraryPlan
-from .plan import OPS, Engine, Plan
+from .plan import Engine, Plan
 from .program import CHANNELS
+from .reduction import OPS
 from .select import LIBRARY, SHARED, select
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key

@@ -11,10 +11,10 @@ import time
 import numpy as np
 
 from ..context import current
+from .reduction import reducer
 from .transport.base import RankFailed
 
 MESSAGES = ("send", "recv", "recv_reduce")
-OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
 class Plan:
@@ -33,9 +33,9 @@ class Plan:
 
     def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan",
                  places=None, fence=None):
-        self._transport, self._engine, self._op = transport, engine, OPS[op]
-        self._tag, self._span = tag, span
         dtype = next(iter(arrays.values())).dtype
+        self._transport, self._engine, self._op = transport, engine, reducer(op, dtype)
+        self._tag, self._span = tag, span
         self.nbytes = max(a.nbytes for a in arrays.values())
         self._places, self._fence, self._fencing = places, fence, False
         self._arrays = {name: self._place(name, length, arrays, dtype)

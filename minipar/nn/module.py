@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..context import current, no_grad
-from ..tensor import Tensor, array_of
+from ..dtypes import array_of
+from ..tensor import Tensor
 from .convert import Conversions
 from .hooks import Hooks
 from .parameter import Parameter

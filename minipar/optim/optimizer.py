@@ -185,11 +185,10 @@ class Optimizer(Saving):
     def _in_blocks(self, p, grad, scale, states, group, step):
         scratch = self._scratch[p.dtype]
         for a in range(0, len(p), BLOCK):
-            part = slice(a, a + BLOCK)
-            own = [array[part] for array in (p, *states)]
+            own = [array[a:a + BLOCK] for array in (p, grad, *states)]
             block = [array.astype(scratch.dtype, copy=False) for array in own]  # of 16 bits: copies
-            self._update(block[0], grad[part].astype(scratch.dtype, copy=False), scale, block[1:],
-                         group, step, scratch[:, :len(p) - a])
+            self._update(block[0], block[1], scale, block[2:], group, step,
+                         scratch[:, :len(p) - a])
             for array, new in zip(own, block):
                 if new is not array:
                     array[...] = new

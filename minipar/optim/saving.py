@@ -7,7 +7,8 @@ knows of the flat memory that the state lies in.
 
 import numpy as np
 
-from ..tensor import Tensor, array_of
+from ..dtypes import array_of
+from ..tensor import Tensor
 
 # Options of PyTorch's groups that do not change what a step computes.
 _ELSEWHERE = {"foreach", "fused", "capturable", "differentiable", "params"}
