@@ -42,7 +42,7 @@ class Context:
     """The execution context of one rank. Attributes are read and set directly."""
 
     __slots__ = ("grad_enabled", "default_dtype", "seed", "_generator", "kernels", "batch",
-                 "order", "after_backward", "backward_depth", "orphans", "recorder")
+                 "order", "after_backward", "backward_depth", "orphans", "recorder", "autocast")
 
     def __init__(self, seed=0, default_dtype=dtypes.float32):
         self.grad_enabled = True
@@ -55,6 +55,7 @@ class Context:
         self.after_backward = []  # one-shot callables, run when the outermost backward() ends
         self.backward_depth = 0
         self.orphans = 0  # parameters materialised before they had a qualified name
+        self.autocast = None  # the 16-bit DType of `amp.autocast`, while it is on
         self.recorder = None  # of `trace`, while it records; code below it asks only this
 
     @property
@@ -84,6 +85,7 @@ class Context:
         """A context for another thread or rank: same settings, nothing in flight."""
         other = Context(self.seed, self.default_dtype)
         other.grad_enabled, other.kernels = self.grad_enabled, self.kernels
+        other.autocast = self.autocast
         other.batch = BatchPosition(self.batch.step, self.batch.start)
         return other
 

@@ -24,13 +24,14 @@ needs_compiler = pytest.mark.skipif(
 
 
 def kernels():
-    """{name: Kernel} of all kernels that operations and optimizers hold."""
+    """{name: Kernel} of all kernels that Python code holds."""
+    names = [module.name for package in (minipar.ops, minipar.optim)
+             for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")]
     found = {}
-    for package in (minipar.ops, minipar.optim):
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            for value in vars(importlib.import_module(module.name)).values():
-                held = value.values() if isinstance(value, dict) else (value,)
-                found.update({k.name: k for k in held if isinstance(k, Kernel)})
+    for name in (*names, "minipar.amp", "minipar.comm.reduction"):
+        for value in vars(importlib.import_module(name)).values():
+            held = value.values() if isinstance(value, dict) else (value,)
+            found.update({k.name: k for k in held if isinstance(k, Kernel)})
     return found
 
 
@@ -87,7 +88,8 @@ def check(name, dtype, shapes):
         arguments, outs = [], []
         for p, value in zip(parameters, CASES[name](Rounded(n, dtype), rows, n), strict=True):
             if isinstance(value, Out):
-                arguments.append(np.full(value.expected.shape, 7, element(p.plain(real))))
+                arguments.append(np.empty(value.expected.shape, element(p.plain(real))))
+                arguments[-1][...] = value.before
                 outs.append((p.name, arguments[-1], value.expected))
             else:
                 arguments.append(value.astype(element(p.plain(real))) if p.pointer else value)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "minipar"
 LAYERS = [
     {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution"},
     {"ops"},
-    {"nn", "optim", "models"},
+    {"nn", "optim", "models", "amp"},
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace"},

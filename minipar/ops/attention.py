@@ -17,7 +17,7 @@ from ..execution import Kernel
 from ..tensor import Tensor, record
 from .base import Like, operand, quiet, unbroadcast, wide
 from .dropout import check_probability, keep_mask
-from .precision import in_float32
+from .precision import autocasts, in_float32
 from .softmax import ones, row_max
 
 _FORWARD = Kernel("attention.cu", "attention_forward", rows="rows", width="dim")
@@ -32,6 +32,7 @@ def _causal(queries, keys, dtype):
     return np.triu(np.full((queries, keys), -np.inf, dtype), 1)
 
 
+@autocasts("low")
 @quiet
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
                                  is_causal=False, scale=None, *, name=""):

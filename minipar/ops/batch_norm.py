@@ -11,8 +11,11 @@ import math
 
 import numpy as np
 
+from .. import dtypes
+from ..context import current
 from ..tensor import record
 from .base import quiet, wide
+from .cast import cast_to
 from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products,
                       rows_of_columns)
 
@@ -29,6 +32,9 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     Raises ValueError with the shapes if they do not match, if n is 1 when training, and if there
     is nothing to normalise with; TypeError for other types.
     """
+    if current().autocast is not None:  # the buffers, which are written to, stay what they are
+        input = cast_to(input, next((t.dtype for t in (running_mean, weight) if t is not None),
+                                    dtypes.float32))
     x, dtype = input.array, input.array.dtype
     _check(input, running_mean, running_var, weight, bias, training)
     n = x.size // max(1, x.shape[1])

@@ -11,11 +11,12 @@ from ..sinks import Deferred
 from ..tensor import record
 from . import mec
 from .base import Like
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 from .softmax import ones
 from .windows import output_size, pair, single
 
 
+@autocasts("low")
 @arithmetic
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Cross-correlation: out[n, o, i, j] = bias[o] + the sum over c, k, l of
@@ -34,6 +35,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _convolution("conv2d", input, weight, bias, stride, padding, dilation, groups)
 
 
+@autocasts("low")
 @arithmetic
 def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """`conv2d` along one axis: input (N, C, L), weight (O, C / groups, k) -> (N, O, Lo).
@@ -130,6 +132,7 @@ def _bias_gradient(g, bias):
     return by_row.reshape(ho, o).sum(0)
 
 
+@autocasts("low")
 @arithmetic
 def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
                      dilation=1):

@@ -11,7 +11,7 @@ from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
 from .base import Like, for_kernel, quiet
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 from .shape import reshape
 from .softmax import log_softmax, ones, row_max
 
@@ -31,6 +31,7 @@ def check_constant(name, what, tensor):
         raise RuntimeError(f"{name}: {what} is a constant: it cannot require a gradient")
 
 
+@autocasts("float32")
 @arithmetic
 def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="mean",
                   label_smoothing=0.0):
@@ -56,6 +57,7 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
     return _weighted(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+@autocasts("float32")
 @arithmetic
 def cross_entropy_sum_count(input, target, *, ignore_index=-100):
     """(sum of the losses, 0-d tensor; number of targets that are not ignored, int).
@@ -167,6 +169,7 @@ def _weighted(input, target, weight, ignore_index, reduction, label_smoothing):
     return exact * (1 - label_smoothing) + even * (label_smoothing / max(classes, 1))
 
 
+@autocasts("float32")
 @arithmetic
 def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
     """-weight[target] * input[target]: its mean over the targets, its sum, or each one.

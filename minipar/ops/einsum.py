@@ -10,11 +10,12 @@ from itertools import combinations
 import numpy as np
 
 from ..tensor import record
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 
 _ALL = slice(None)
 
 
+@autocasts("low")
 @arithmetic
 def einsum(equation, *operands):
     """The product of the operands, summed over the indices that the output has not.

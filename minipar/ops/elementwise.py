@@ -5,7 +5,7 @@ import numpy as np
 from ..dtypes import FLOATING
 from ..tensor import record
 from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 
 _NUMBERS = (bool, int, float)
 
@@ -113,6 +113,7 @@ def neg(x):
 
 
 @method("pow", "__pow__")
+@autocasts("float32")
 @arithmetic
 def pow(x, exponent):
     """x ** exponent, of two tensors or of a tensor and a number.

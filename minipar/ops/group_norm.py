@@ -11,9 +11,10 @@ import numpy as np
 from ..tensor import record
 from .batch_norm import in_order, memory_order
 from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products)
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 
 
+@autocasts("float32")
 @arithmetic
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     """weight * (x - mean) / sqrt(variance + eps) + bias, with mean and variance (over n, not

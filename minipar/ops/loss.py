@@ -9,7 +9,7 @@ from ..tensor import record
 from .base import promote, unbroadcast, wanted
 from .cross_entropy import (check_constant, check_reduction, cross_entropy,  # noqa: F401
                             cross_entropy_sum_count, nll_loss)
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 
 
 def _difference(name, input, target, reduction):
@@ -31,6 +31,7 @@ def _difference(name, input, target, reduction):
     return d, dtype, share
 
 
+@autocasts("float32")
 @arithmetic
 def mse_loss(input, target, reduction="mean"):
     """(input - target) squared: its mean, its sum, or each one.
@@ -48,6 +49,7 @@ def mse_loss(input, target, reduction="mean"):
     return record(out.astype(dtype, copy=False), (input, target), backward)
 
 
+@autocasts("float32")
 @arithmetic
 def l1_loss(input, target, reduction="mean"):
     """|input - target|: its mean, its sum, or each one. Its gradient at 0 is 0.
@@ -73,6 +75,7 @@ def _reduced(losses, reduction):
     return np.true_divide(total, losses.size) if reduction == "mean" else total
 
 
+@autocasts("float32")
 @arithmetic
 def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="mean",
                                      pos_weight=None):

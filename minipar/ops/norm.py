@@ -12,7 +12,7 @@ import numpy as np
 from ..execution import Kernel
 from ..tensor import record
 from .base import quiet, wide
-from .precision import in_float32
+from .precision import autocasts, in_float32
 from .softmax import ones
 
 _KERNELS = {name: Kernel("norm.cu", name, rows="rows", width="n") for name in (
@@ -24,6 +24,7 @@ _PART = 32  # rows: ROWS of norm.cu
 _BLOCK = 65536  # elements, of whole rows, that the reference takes through all steps in the cache
 
 
+@autocasts("float32")
 @quiet
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """weight * (x - mean) / sqrt(variance + eps) + bias, each over the last dims.
@@ -65,6 +66,7 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     return record(out.reshape(x_shape), (input, weight, bias), backward, saved)
 
 
+@autocasts("float32")
 @quiet
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     """weight * x / sqrt(mean(x^2) + eps), over the last dims.

@@ -12,6 +12,7 @@ from functools import wraps
 import numpy as np
 
 from .. import dtypes
+from ..context import current
 from ..tensor import Tensor
 from .base import quiet
 from .cast import cast_to, converted
@@ -43,8 +44,12 @@ def in_float32(function, *args, **kwargs):
     narrow = {d for d in map(_floating, _flat((*args, *kwargs.values()))) if d is not None}
     if len(narrow) != 1 or next(iter(narrow)).itemsize != 2:
         return function(*args, **kwargs)
-    dtype = dtypes.dtype(narrow.pop())
-    out = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+    dtype, context = dtypes.dtype(narrow.pop()), current()
+    low, context.autocast = context.autocast, None  # what the operation is made of stays wide
+    try:
+        out = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+    finally:
+        context.autocast = low
     return _each(out, lambda t: cast_to(t, dtype) if t.dtype is dtypes.float32 else t)
 
 def _flat(values):
@@ -76,3 +81,27 @@ def _each(value, function):
         return function(value) if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
     parts = [_each(v, function) for v in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def autocasts(to):
+    """Decorator of an operation that takes its operands in another type while `amp.autocast` is
+    on: "low", its 16-bit type, or "float32". float64 stays as it is.
+    """
+    def decorate(function):
+        @wraps(function)
+        def operation(*args, **kwargs):
+            low = current().autocast
+            if low is None:
+                return function(*args, **kwargs)
+            dtype = low if to == "low" else dtypes.float32
+            return function(*[_each(a, lambda t: _autocast(t, dtype)) for a in args],
+                            **{k: _each(a, lambda t: _autocast(t, dtype))
+                               for k, a in kwargs.items()})
+        return operation
+    return decorate
+
+
+def _autocast(value, dtype):
+    if isinstance(value, Tensor) and value.dtype.is_floating_point and value.dtype.itemsize < 8:
+        return cast_to(value, dtype)
+    return value

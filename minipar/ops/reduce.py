@@ -12,7 +12,7 @@ from ..tensor import Tensor, record
 from . import unary
 from .base import Like, floating, method, normal_dim
 from .extremes import amax, reduced_axes
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 
 
 def _total(a, axes, keepdim):
@@ -30,6 +30,7 @@ def _spread(g, like, axes):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def sum(x, dim=None, keepdim=False):
     """Sum over `dim` (int or tuple; None: all). Integers and bools give int64; empty sums are 0.
@@ -43,6 +44,7 @@ def sum(x, dim=None, keepdim=False):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def mean(x, dim=None, keepdim=False):
     """Mean over `dim` (int or tuple; None: all); of nothing it is NaN.
@@ -94,6 +96,7 @@ def _shape_without(axes, shape, keepdim):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def var(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
     """Variance over `dim` (int or tuple; None: all): squared deviations over count - correction.
@@ -107,6 +110,7 @@ def var(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def std(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
     """Standard deviation over `dim`: the root of `var`. Where it is 0 so is the gradient."""
@@ -119,6 +123,7 @@ def std(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def norm(x, p="fro", dim=None, keepdim=False):
     """The p-norm over `dim` (int or tuple; None: all) of a floating tensor as one long vector.
@@ -146,6 +151,7 @@ def norm(x, p="fro", dim=None, keepdim=False):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def logsumexp(x, dim, keepdim=False):
     """log(sum of exp(x)) over `dim` (int or tuple), without overflow; -inf of nothing."""
@@ -164,6 +170,7 @@ def logsumexp(x, dim, keepdim=False):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def cumsum(x, dim):
     """Sums of the elements up to each one along `dim` (int); integers and bools give int64."""
@@ -180,6 +187,7 @@ def cumsum(x, dim):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def prod(x, dim=None, keepdim=False):
     """Product along `dim` (int; None: of all elements); integers and bools give int64.

@@ -12,7 +12,7 @@ from ..dtypes import FLOATING
 from ..execution import Kernel
 from ..tensor import record
 from .base import for_kernel, method, normal_dim, quiet
-from .precision import in_float32
+from .precision import autocasts, in_float32
 
 _KERNELS = {name: Kernel("softmax.cu", name, rows="rows", width="n") for name in (
     "softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward")}
@@ -69,6 +69,7 @@ def _input(name, x, dim):
 
 
 @method()
+@autocasts("float32")
 @quiet
 def softmax(x, dim):
     """exp(x) / sum of exp(x) along `dim`. Raises TypeError unless x is of a floating type."""
@@ -104,6 +105,7 @@ def softmax(x, dim):
 
 
 @method()
+@autocasts("float32")
 @quiet
 def log_softmax(x, dim):
     """x - log(sum of exp(x)) along `dim`. Raises TypeError unless x is of a floating type."""

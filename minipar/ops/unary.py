@@ -13,12 +13,13 @@ from ..tensor import record
 from .base import floating, gradient_by_kernel, method
 from .elementwise import pow
 from .erf import erf as erf_of
-from .precision import arithmetic
+from .precision import arithmetic, autocasts
 
 _TANH_BACKWARD = Kernel("activation.cu", "tanh_backward", elements="n")
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def exp(x):
     """e ** x."""
@@ -27,6 +28,7 @@ def exp(x):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def log(x):
     """Natural logarithm."""
@@ -43,6 +45,7 @@ def sqrt(x):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def rsqrt(x):
     """1 / square root."""
@@ -51,6 +54,7 @@ def rsqrt(x):
 
 
 @method()
+@autocasts("float32")
 @arithmetic
 def reciprocal(x):
     """1 / x."""
