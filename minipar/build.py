@@ -54,5 +54,5 @@ def learning_rate(o, step, total):
 
 def identity(o, data):
     """What a checkpoint must share with the run that resumes it: {option: value}."""
-    names = ("model", *SHAPE[o.model], "dtype", "optimizer", "seed", "batch_size")
+    names = ("model", *SHAPE[o.model], "dtype", "amp", "optimizer", "seed", "batch_size")
     return {**{name: getattr(o, name) for name in names}, "training samples": len(data.train)}

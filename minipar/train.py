@@ -21,6 +21,7 @@ import numpy as np
 
 from . import data as datasets
 from . import dtypes, trace
+from .amp import GradScaler, autocast
 from .build import build_model, build_optimizer, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
 from .comm import RankFailed, launch, world
@@ -58,7 +59,12 @@ def loss_and_count(logits, targets):
     return cross_entropy_sum_count(logits.reshape(-1, classes), targets.reshape(-1))
 
 
-def train_step(model, optimizer, batch, shard, o, step, stop=False):
+def mixed(o):
+    """The precision that `--amp` asks for, of a forward pass and its loss."""
+    return autocast("cpu", o.amp) if o.amp else nullcontext()
+
+
+def train_step(model, optimizer, scaler, batch, shard, o, step, stop=False):
     """One optimizer step on this rank's shard of a global batch.
 
     Returns (mean loss, whether any rank came here with `stop`).
@@ -72,15 +78,17 @@ def train_step(model, optimizer, batch, shard, o, step, stop=False):
         a, b = i * k // m, (i + 1) * k // m
         last = i == m - 1
         with batch_position(step, shard.start + a), nullcontext() if last else model.no_sync():
-            loss, count = loss_and_count(model(Tensor(inputs[a:b])), Tensor(targets[a:b]))
+            with mixed(o):
+                loss, count = loss_and_count(model(Tensor(inputs[a:b])), Tensor(targets[a:b]))
             totals[:2] += loss.item(), count
             if last:  # every rank starts this first, then the buckets: the agreed order
                 reduction = model.comm.all_reduce(totals, async_op=True)
-            loss.backward()
+            scaler.scale(loss).backward()
     reduction.wait()
     if not math.isfinite(totals[0]):
         raise Failed(f"loss is {totals[0]} at step {step + 1}; {first_bad(model.module)}", True)
-    optimizer.step(scale=1 / max(totals[1], 1), max_norm=o.clip)
+    scaler.step(optimizer, scale=1 / max(totals[1], 1), max_norm=o.clip)
+    scaler.update()
     return totals[0] / max(totals[1], 1), totals[2] > 0
 
 
@@ -132,6 +140,7 @@ class Job:
         if o.kernels:
             set_kernels(o.kernels)
         self.folder = CheckpointFolder(o.checkpoint, o.checkpoint_keep) if o.checkpoint else None
+        self.scaler = GradScaler(enabled=o.amp == "float16")
         try:
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
@@ -174,6 +183,7 @@ class Job:
             raise UsageError(problem)
         if "random" in state:
             current().set_random_state(state["random"])
+            self.scaler.load_state_dict(state.get("scaler"))
         return state["step"], self.comm.broadcast_arrays(arrays)
 
     def _open_folder(self, module):
@@ -197,7 +207,7 @@ class Job:
     def _save(self, step):
         if self.comm.rank == 0:
             state = {"identity": identity(self.o, self.data), "world_size": self.comm.size,
-                     "random": current().random_state()}
+                     "random": current().random_state(), "scaler": self.scaler.state_dict()}
             try:
                 self.folder.save(step, self.model.module.state_dict(),
                                  self.optimizer.named_state(self.model.module), state)
@@ -251,7 +261,7 @@ class Job:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = read(self.data.train, shard)
-        loss, stop = train_step(self.model, self.optimizer, batch, shard, self.o, step,
+        loss, stop = train_step(self.model, self.optimizer, self.scaler, batch, shard, self.o, step,
                                 self.interrupt.requested)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
@@ -263,7 +273,8 @@ class Job:
         return stop
 
     def _evaluate(self, step):
-        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
+        with mixed(self.o):
+            loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
         return loss, accuracy
 

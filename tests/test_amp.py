@@ -1,5 +1,8 @@
 """Mixed precision: which operation computes in what, and scaled gradients."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from minipar.comm import run_threads, world
 from minipar.context import Context, set_kernels, use
 from minipar.nn import functional as F
 from minipar.parallel import DistributedDataParallel
+from minipar.train import main
 
 pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.filterwarnings("error")
@@ -244,3 +248,28 @@ def test_an_overflow_on_one_rank_skips_the_step_of_all(size):
             assert history == histories[0]
             assert [scale for scale, _ in history] == [4, 2, 2, 2]
             assert history[0][1] == history[1][1] != history[2][1]
+
+
+# ------------------------------------------------------------------ the main job
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_main_job_learns_as_much_in_mixed_precision_and_resumes_with_its_bits(dtype, tmp_path):
+    if mp.context.current().kernels == "reference":
+        pytest.skip("slow, and the job is the same")
+
+    def job(folder, *more, ranks="2"):
+        path = tmp_path / f"{folder}.jsonl"
+        assert main(["--ranks", ranks, "--launcher", "threads", "--steps", "60", "--hidden", "64",
+                     "--checkpoint", str(tmp_path / folder), "--checkpoint-every", "30",
+                     "--metrics", str(path), "--quiet", *more]) == 0
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    wide, mixed = job("wide")[-1], job("mixed", "--amp", dtype)[-1]
+    assert mixed["test_accuracy"] > wide["test_accuracy"] - 0.02 > 0.85
+    assert mixed["params_sha256"] != wide["params_sha256"]
+    shutil.rmtree(tmp_path / "mixed" / "step-00000060")
+    again = job("mixed", "--amp", dtype, "--resume")[-1]
+    assert again["params_sha256"] == mixed["params_sha256"]
+    if dtype == "float16":
+        state = json.loads((tmp_path / "mixed" / "step-00000030" / "state.json").read_text())
+        assert state["state"]["scaler"]["_growth_tracker"] > 0
