@@ -160,8 +160,8 @@ static __device__ __forceinline__ void add_product(Matrix<acc> to, int64 first, 
 // A block takes `query_part` queries and `key_part` keys of a head. If those are all, one pass
 // gives all gradients with 5 products: `wants` 3. For more blocks than there are heads, two passes
 // take 7: `wants` 1 gives dq, and needs all keys in one part; `wants` 2 gives dk and dv, and needs
-// all queries in one. No two blocks add to one sum, so the bits are the same each time. dk and dv are
-// added up tile by tile where they are kept, hence `acc`.
+// all queries in one. No two blocks add to one sum, so the bits are the same each time. dk and dv
+// are added up tile by tile where they are kept, hence `acc`.
 __global__ void attention_backward(const real *q, const real *k, const real *v, const real *out,
                                    const real *g, const acc *lse, const bool *keep, real *gq,
                                    acc *gk, acc *gv, const int64 *strides, int64 heads,

@@ -8,7 +8,7 @@ import minipar as mp
 from minipar import execution
 from minipar.context import set_kernels
 from minipar.nn import functional as F
-from minipar.tensor import Tensor, backward
+from minipar.tensor import backward
 
 pytest.importorskip("ml_dtypes")
 pytestmark = pytest.mark.filterwarnings("error")
@@ -49,14 +49,16 @@ CASES = {
     "logsumexp": (lambda f, x: x.logsumexp(1), R((5, 200))),
     "cumsum": (lambda f, x: x.cumsum(0), R((500, 2))), "prod": (lambda f, x: x.prod(1), R((5, 8))),
     "max": (lambda f, x: x.max(1)[0], R((5, 40))), "amax": (lambda f, x: x.amax(0), R((5, 40))),
-    "sort": (lambda f, x: x.sort(1)[0], (np.random.default_rng(8).permutation(40) * 1.0).reshape(2, 20)),
+    "sort": (lambda f, x: x.sort(1)[0],
+             np.random.default_rng(8).permutation(40).reshape(2, 20) * 1.0),
     "topk": (lambda f, x: x.topk(3)[0], R((5, 40))),
     "matmul": (lambda f, x, y: x @ y, R((9, 300)), R((300, 7))),
     "batches": (lambda f, x, y: x @ y, R((4, 9, 30)), R((4, 30, 7))),
     "linear": (lambda f, x, w, b: f.linear(x, w, b), R((4, 9, 200)), R((6, 200)), R(6)),
     "conv2d": (lambda f, x, w, b: f.conv2d(x, w, b, padding=1), R((2, 5, 7, 6)), R((4, 5, 3, 3)),
                R(4)),
-    "relu": (lambda f, x: f.relu(x), R((5, 33))), "sigmoid": (lambda f, x: f.sigmoid(x), R((5, 33))),
+    "relu": (lambda f, x: f.relu(x), R((5, 33))),
+    "sigmoid": (lambda f, x: f.sigmoid(x), R((5, 33))),
     "silu": (lambda f, x: f.silu(x), R((5, 33))), "gelu": (lambda f, x: f.gelu(x), R((5, 33))),
     "gelu tanh": (lambda f, x: f.gelu(x, approximate="tanh"), R((5, 33))),
     "leaky relu": (lambda f, x: f.leaky_relu(x, 0.1), R((5, 33))),
@@ -98,7 +100,7 @@ def test_values_and_gradients_are_right_to_one_rounding_or_no_worse_than_pytorch
     rounded = [mp.tensor(a, dtype).double().array if a.dtype.kind == "f" else a
                for a in map(np.asarray, arrays)]
 
-    def call(library, tensor, run_backward):
+    def call(library, tensor, run_backward):  # output and gradients of the inputs
         inputs = [tensor(a) for a in rounded]
         leaves = [t for t, a in zip(inputs, rounded) if a.dtype.kind == "f"]
         for t in leaves:

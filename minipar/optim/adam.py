@@ -20,7 +20,8 @@ def _corrections(group, step, dtype):
     """
     beta1, beta2 = group["betas"]
     root = math.sqrt(1 - beta2 ** step)
-    return max(group["eps"] * root, float(np.finfo(wide(dtype)).tiny)), group["lr"] * root / (1 - beta1 ** step)
+    tiny = float(np.finfo(wide(dtype)).tiny)
+    return max(group["eps"] * root, tiny), group["lr"] * root / (1 - beta1 ** step)
 
 
 class Adam(Optimizer):
