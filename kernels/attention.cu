@@ -144,14 +144,11 @@ static __device__ __forceinline__ void slopes(acc *p, acc *ds, int n, const acc 
 }
 
 // to(first + i, j) += sum over the queries of a tile of a[i][query] b[query][j]
-static __device__ __forceinline__ void add_product(Matrix<real> to, int64 first, int rows,
+static __device__ __forceinline__ void add_product(Matrix<acc> to, int64 first, int rows,
                                                    int columns, int count, const acc *a,
                                                    const acc *b) {
     product(rows, columns, count, a, QUERIES, 1, b, columns, [&](int i, int j, acc sum) {
-        if (i < rows && j < columns) {
-            real *out = to.row(first + i) + j;
-            *out = real(acc(*out) + sum);
-        }
+        if (i < rows && j < columns) to.row(first + i)[j] += sum;
     });
 }
 
@@ -163,10 +160,11 @@ static __device__ __forceinline__ void add_product(Matrix<real> to, int64 first,
 // A block takes `query_part` queries and `key_part` keys of a head. If those are all, one pass
 // gives all gradients with 5 products: `wants` 3. For more blocks than there are heads, two passes
 // take 7: `wants` 1 gives dq, and needs all keys in one part; `wants` 2 gives dk and dv, and needs
-// all queries in one. No two blocks add to one sum, so the bits are the same each time.
+// all queries in one. No two blocks add to one sum, so the bits are the same each time. dk and dv
+// are added up tile by tile where they are kept, hence `acc`.
 __global__ void attention_backward(const real *q, const real *k, const real *v, const real *out,
                                    const real *g, const acc *lse, const bool *keep, real *gq,
-                                   real *gk, real *gv, const int64 *strides, int64 heads,
+                                   acc *gk, acc *gv, const int64 *strides, int64 heads,
                                    int64 rows, int64 queries, int64 keys, int32 dim,
                                    int32 value_dim, int32 causal, acc scale, int32 drops,
                                    acc upscale, int64 query_part, int64 key_part, int32 wants) {

@@ -17,6 +17,7 @@
 #else
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
+typedef __nv_bfloat16 bfloat16;
 #define HUGE __int_as_float(0x7f800000)
 #define VECTOR  // loops over the lanes of a CPU have one step here
 #define UNROLL _Pragma("unroll")

@@ -86,7 +86,7 @@ __global__ void sum_of_squares(const real *x, double *partial, int64 rows, int64
         const real *a = x + row * 4096;
         int64 left = n - row * 4096;
         double sum = block_reduce(left < 4096 ? left : 4096, 0., [=](int64 i) {
-            double z = double(a[i]);
+            double z = double(acc(a[i]));
             return z * z;
         }, Add());
         if (threadIdx.x == 0) partial[row] = sum;

@@ -10,23 +10,29 @@
 constexpr int TOGETHER = PER_THREAD(8, 1);
 
 // y = e^(x - max) / sum. Three passes over a row, of which the second and third find it cached.
+// 16-bit numbers would be rounded twice: they are not kept in between, but computed again.
 __global__ void softmax_forward(const real *x, real *y, int64 rows, int64 n) {
     for (int64 first = blockIdx.x * TOGETHER; first < rows; first += gridDim.x * TOGETHER) {
         int count = rows - first < TOGETHER ? int(rows - first) : TOGETHER;
         const real *a = x + first * n;
         real *out = y + first * n;
-        acc scale[TOGETHER];
+        acc scale[TOGETHER], top[TOGETHER];
+        constexpr bool kept = sizeof(real) == sizeof(acc);
         for (int r = 0; r < count; r++) {
-            acc top = block_max(n, [&](int64 i) { return acc(a[r * n + i]); });
+            acc t = block_max(n, [&](int64 i) { return acc(a[r * n + i]); });
             scale[r] = block_sum(n, [&](int64 i) {
-                acc e = exp_below0(acc(a[r * n + i]) - top);
-                out[r * n + i] = real(e);
+                acc e = exp_below0(acc(a[r * n + i]) - t);
+                if (kept) out[r * n + i] = real(e);
                 return e;
             });
+            top[r] = t;
         }
         for (int r = 0; r < count; r++) {
-            acc s = acc(1) / scale[r];
-            block_each(n, [&](int64 i) { out[r * n + i] = real(acc(out[r * n + i]) * s); });
+            acc s = acc(1) / scale[r], t = top[r];
+            block_each(n, [&](int64 i) {
+                int64 at = r * n + i;
+                out[at] = real((kept ? acc(out[at]) : exp_below0(acc(a[at]) - t)) * s);
+            });
         }
     }
 }

@@ -4,9 +4,10 @@ Importing it imports neither MPI nor a compiler, and starts nothing.
 """
 
 from . import hooks, memory  # noqa: F401  (Tensor's hooks; the allocator is to keep its pages)
+from .amp import autocast
 from .context import (batch_position, enable_grad, get_default_dtype, manual_seed, no_grad,
                       set_default_dtype)
-from .dtypes import bool_, dtype, float16, float32, float64, int32, int64, uint8
+from .dtypes import bfloat16, bool_, dtype, float16, float32, float64, int32, int64, uint8
 from .execution.threads import get_num_threads, set_num_threads
 from .random import Generator
 from .tensor import Tensor, from_numpy, tensor

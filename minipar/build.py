@@ -2,7 +2,10 @@
 
 import math
 
+from contextlib import nullcontext
+
 from . import optim
+from .amp import GradScaler, autocast
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
 from .parallel import Pipelined, Replicated
@@ -47,11 +50,13 @@ def build_trainer(o, model, loss, comm):
     """
     def optimizer(module):
         return build_optimizer(o, module)
+    precision = {"precision": lambda: autocast("cpu", o.amp) if o.amp else nullcontext(),
+                 "scaler": GradScaler(enabled=o.amp == "float16", comm=comm)}
     if o.mesh.pp == 1:
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
-                          algorithm=o.program)
+                          algorithm=o.program, **precision)
     return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
-                     algorithm=o.program)
+                     algorithm=o.program, **precision)
 
 
 def learning_rate(o, step, total):
@@ -69,5 +74,5 @@ def learning_rate(o, step, total):
 
 def identity(o, data):
     """What a checkpoint must share with the run that resumes it: {option: value}."""
-    names = ("model", *SHAPE[o.model], "dtype", "optimizer", "seed", "batch_size")
+    names = ("model", *SHAPE[o.model], "dtype", "amp", "optimizer", "seed", "batch_size")
     return {**{name: getattr(o, name) for name in names}, "training samples": len(data.train)}

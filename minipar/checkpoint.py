@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import dtypes
 from .tensor import Tensor
 
 FORMAT = 1
@@ -50,12 +51,14 @@ def load_file(path):
 
     Raises OSError if there is none, ValueError in one line if it is damaged or of another kind.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file as read
+    from safetensors import SafetensorError, safe_open
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        return {name: Tensor(array) for name, array in read(os.fspath(path)).items()}
+        with safe_open(os.fspath(path), framework="np") as file:
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):
+                dtypes.bfloat16.storage  # NumPy then knows the type, or it is refused
+            return {name: Tensor(file.get_tensor(name)) for name in file.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable .safetensors file ({reason})") from None

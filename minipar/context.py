@@ -43,7 +43,7 @@ class Context:
 
     __slots__ = ("grad_enabled", "default_dtype", "seed", "_generator", "kernels", "batch",
                  "order", "after_backward", "backward_depth", "orphans", "recorder", "threads",
-                 "helper")
+                 "helper", "autocast")
 
     def __init__(self, seed=0, default_dtype=dtypes.float32):
         self.grad_enabled = True
@@ -58,6 +58,7 @@ class Context:
         self.orphans = 0  # parameters materialised before they had a qualified name
         self.threads = None  # that a compiled kernel takes; None: execution/threads.py decides
         self.helper = False  # whether it was copied: other threads or ranks run beside this one
+        self.autocast = None  # the 16-bit DType of `amp.autocast`, while it is on
         self.recorder = None  # of `trace`, while it records; code below it asks only this
 
     @property
@@ -88,6 +89,7 @@ class Context:
         other = Context(self.seed, self.default_dtype)
         other.grad_enabled, other.kernels = self.grad_enabled, self.kernels
         other.helper = True
+        other.autocast = self.autocast
         other.batch = BatchPosition(self.batch.step, self.batch.start)
         return other
 

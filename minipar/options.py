@@ -12,6 +12,7 @@ from .comm.program import ALGORITHMS
 from .comm.select import names
 from .comm.world import is_launched
 from .context import KERNELS
+from .dtypes import dtype
 from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
@@ -19,6 +20,7 @@ from .parallel.schedule import SCHEDULES
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DTYPES = ("float32", "float64")
+AMP = ("float16", "bfloat16")
 LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
@@ -88,6 +90,8 @@ def parser():
     add("--clip", type=positive, metavar="NORM", help="clip the global gradient norm")
     add("--seed", type=_number(int, 0), default=0)
     add("--dtype", type=_one_of(DTYPES), default="float32", help="float32 (default) or float64")
+    add("--amp", type=_one_of(AMP), help="mixed precision: products in float16, with a scaled "
+        "loss, or in bfloat16; parameters stay float32")
     add("--hidden", type=count, default=256, help="features of the mlp's two hidden layers")
     add("--layers", type=count, default=4, help="blocks of the gpt")
     add("--heads", type=count, default=4, help="attention heads of the gpt")
@@ -243,6 +247,12 @@ def parse(argv, world_size):
         raise UsageError("--resume and --weights both say what to start from")
     if o.checkpoint and Path(o.checkpoint).exists() and not Path(o.checkpoint).is_dir():
         raise UsageError(f"--checkpoint {o.checkpoint} is a file, not a folder")
+    if o.amp and o.dtype != "float32":
+        raise UsageError(f"--amp {o.amp} is mixed with float32, not with --dtype {o.dtype}")
+    try:
+        dtype(o.amp or "float32")
+    except TypeError as error:
+        raise UsageError(f"argument --amp: {error}") from None
     if o.sample and o.model != "gpt":
         raise UsageError(f"--sample is for gpt, not {o.model}")
     return o

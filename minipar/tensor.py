@@ -169,7 +169,8 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self):
-        text = np.array2string(self.array, precision=4, separator=", ", prefix="tensor(")
+        array = self.array.astype(np.float32) if self.array.itemsize == 2 else self.array
+        text = np.array2string(array, precision=4, separator=", ", prefix="tensor(")
         extra = "" if self.dtype is current().default_dtype else f", dtype={self.dtype}"
         if self.node is not None:
             extra += f", grad_fn={self.node}"
@@ -183,8 +184,8 @@ def tensor(data, dtype=None, requires_grad=False):
 
     dtype: taken from `data` if None; Python floats become the default dtype, as in PyTorch.
     """
-    if isinstance(data, Tensor):
-        data = data.array
+    if hasattr(data, "dtype") and not isinstance(data, np.generic):
+        data = dtypes.array_of(data)
     array = np.array(data)
     if dtype is not None:
         array = array.astype(dtypes.dtype(dtype).storage)

@@ -114,12 +114,15 @@ class Job:
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
         self.trainer.load(weights, state)
+        if self.scaler_state:
+            self.trainer.scaler.load_state_dict(self.scaler_state)
 
     def _start_from(self, module):
         """(steps done, weights, optimizer state) of what this run continues, the latter two on
         rank 0, which loads them. What it finds wrong is raised on every rank.
         """
         if not (self.folder or self.o.weights):
+            self.scaler_state = None
             return 0, {}, {}
         state, weights, arrays, problem = {"step": 0}, {}, {}, None
         if self.comm.rank == 0:
@@ -138,6 +141,7 @@ class Job:
         if "random" in state:
             current().set_random_state(state["random"])
         weights, arrays = ({k: t.array for k, t in d.items()} for d in (weights, arrays))
+        self.scaler_state = state.get("scaler")
         return state["step"], weights, arrays
 
     def _open_folder(self):
@@ -161,7 +165,7 @@ class Job:
         weights, arrays = self.trainer.state()
         if self.comm.rank == 0:
             state = {"identity": identity(self.o, self.data), "world_size": self.comm.size,
-                     "random": current().random_state()}
+                     "random": current().random_state(), "scaler": self.trainer.scaler.state_dict()}
             try:
                 self.folder.save(step, weights, arrays, state)
             except OSError as error:

@@ -13,10 +13,10 @@ from minipar import random
 
 
 class Out:
-    """An array that a kernel writes, and what shall be in it then."""
+    """An array that a kernel writes: what shall be in it then, and what is there before."""
 
-    def __init__(self, expected):
-        self.expected = np.asarray(expected)
+    def __init__(self, expected, before=7):
+        self.expected, self.before = np.asarray(expected), before
 
 
 def softmax(x):
@@ -128,7 +128,28 @@ def masked_scale(rng, rows, n):
     return x, mask, Out(x * mask * 1.25), 1.25, rows * n
 
 
+def from_float(rng, rows, n):
+    x = np.round(8 * rng.standard_normal((rows, n))) / 8  # of every type
+    return x, Out(x * 0.5), 0.5, rows * n
+
+
+def unscale(rng, rows, n):
+    g = rng.standard_normal(rows * n * 3)
+    bad = [False] * (-(-g.size // 4096))
+    return Out(g * 0.25, g), Out(np.uint8(bad)), 0.25, len(bad), g.size
+
+
+def _reduce(function):
+    def case(rng, rows, n):
+        a, b = np.round(4 * rng.standard_normal((2, rows, n))) / 4
+        return Out(function(a, b), a), b, rows * n
+    return case
+
+
 CASES = {f.__name__: f for f in (
     softmax_forward, softmax_backward, log_softmax_forward, log_softmax_backward, cross_entropy,
     cross_entropy_gradient, embedding_backward, keep_mask, masked_scale)}
+CASES |= {"from_float": from_float, "to_float": from_float, "unscale": unscale}
+CASES |= {f"reduce_{name}": _reduce(f) for name, f in (
+    ("sum", np.add), ("prod", np.multiply), ("max", np.maximum), ("min", np.minimum))}
 CASES.update({name: _elementwise(*about) for name, about in ELEMENTWISE.items()})

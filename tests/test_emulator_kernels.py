@@ -3,19 +3,20 @@
 import importlib
 import pkgutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from kernel_cases import CASES, Out
 from kernel_cases_images import CASES as MORE_CASES
-from kernel_cases_images import Whole
 
 import minipar.ops
 import minipar.optim
-from minipar import execution
+from minipar import dtypes, execution
 from minipar.context import current, set_kernels
 from minipar.execution import BuildError, Kernel, executions, gpu, kernels_folder, signatures
 from minipar.execution.gpu import ARCHITECTURES, cubin
+from minipar.execution.source import ACCUMULATE, element
 
 needs_compiler = pytest.mark.skipif(
     execution.compiler() is None or sys.platform != "linux",
@@ -23,13 +24,14 @@ needs_compiler = pytest.mark.skipif(
 
 
 def kernels():
-    """{name: Kernel} of all kernels that operations and optimizers hold."""
+    """{name: Kernel} of all kernels that Python code holds."""
+    names = [module.name for package in (minipar.ops, minipar.optim)
+             for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")]
     found = {}
-    for package in (minipar.ops, minipar.optim):
-        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            for value in vars(importlib.import_module(module.name)).values():
-                held = value.values() if isinstance(value, dict) else (value,)
-                found.update({k.name: k for k in held if isinstance(k, Kernel)})
+    for name in (*names, "minipar.amp", "minipar.comm.reduction"):
+        for value in vars(importlib.import_module(name)).values():
+            held = value.values() if isinstance(value, dict) else (value,)
+            found.update({k.name: k for k in held if isinstance(k, Kernel)})
     return found
 
 
@@ -49,31 +51,73 @@ def test_the_table_of_cases_names_kernels_that_there_are():
     assert set(CASES) <= set(KERNELS)
 
 
+# {type: the largest error, of the largest result or of 1}
+TOLERANCES = {"float32": 3e-6, "float64": 1e-13, "float16": 4e-3, "bfloat16": 3e-2}
+SHAPES = [(r, n) for r in (0, 1, 5) for n in (1, 31, 33, 1023)] + [(9, 40)]
+
+
+def storage(name):
+    """The NumPy dtype of that name; the test is skipped where its package is not installed."""
+    if name == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return dtypes.dtype(name).storage
+
+
+class Rounded:
+    """A generator whose floating numbers are some of `dtype`: cases then have exact inputs."""
+
+    def __init__(self, seed, dtype):
+        self._rng, self._dtype = np.random.default_rng(seed), dtype
+
+    def __getattr__(self, name):
+        def draw(*arguments):
+            out = getattr(self._rng, name)(*arguments)
+            return out.astype(self._dtype).astype(np.float64) if out.dtype.kind == "f" else out
+        return draw
+
+
+def check(name, dtype, shapes):
+    """Run a kernel on its case for each shape, and compare what it writes with float64."""
+    kernel, dtype = KERNELS[name], storage(dtype)
+    run, real = kernel.build(dtype), execution.REAL[dtype.name]
+    if run is None:
+        pytest.skip(f"{kernel.file} has no {current().kernels} execution")
+    source = kernels_folder() / kernel.file
+    parameters = signatures(source.read_text(encoding="utf-8"))[name]
+    for rows, n in shapes:
+        arguments, outs = [], []
+        for p, value in zip(parameters, CASES[name](Rounded(n, dtype), rows, n), strict=True):
+            if isinstance(value, Out):
+                arguments.append(np.empty(value.expected.shape, element(p.plain(real))))
+                arguments[-1][...] = value.before
+                outs.append((p.name, arguments[-1], value.expected))
+            else:
+                arguments.append(value.astype(element(p.plain(real))) if p.pointer else value)
+        run(*arguments)
+        for which, ours, expected in outs:
+            error = np.abs(ours.astype(np.float64) - expected).max(initial=0)
+            assert error <= TOLERANCES[dtype.name] * max(1, np.abs(expected).max(initial=0)), (
+                which, rows, n, error)
+
+
 @needs_compiler
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_emulated_kernel_has_no_error_and_agrees_with_float64(name, dtype, emulated):
     if name not in CASES:
         pytest.skip("has no case in kernel_cases.py")
-    run = KERNELS[name].build(dtype)
-    if run is None:
-        pytest.skip(f"{KERNELS[name].file} has no emulated execution")
-    for rows, n in [(r, n) for r in (0, 1, 5) for n in (1, 31, 33, 1023)] + [(9, 40)]:
-        arguments, outs = [], []
-        for value in CASES[name](np.random.default_rng(n), rows, n):
-            if isinstance(value, Out):
-                double = value.expected.dtype.kind != "f" or isinstance(value, Whole)
-                kind = value.expected.dtype if double else dtype
-                arguments.append(np.full(value.expected.shape, 7, kind))
-                outs.append((arguments[-1], value.expected))
-            else:
-                floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
-                arguments.append(value.astype(dtype) if floats else value)
-        run(*arguments)
-        tolerance = 3e-6 if dtype == np.float32 else 1e-13
-        for ours, expected in outs:
-            assert np.abs(ours - expected).max(initial=0) <= tolerance * max(
-                1, np.abs(expected).max(initial=0)), (rows, n)
+    check(name, dtype, SHAPES)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_of_16_bit_numbers_agree_with_float64(name, dtype, emulated):
+    if name not in CASES:
+        pytest.skip("has no case in kernel_cases.py")
+    check(name, dtype, [(5, 33)])
+    set_kernels("compiled")
+    check(name, dtype, SHAPES)
 
 
 @needs_compiler
@@ -135,16 +179,19 @@ def test_a_kernel_without_the_execution_asked_for_leaves_it_to_numpy(
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("file", sorted(p.name for p in kernels_folder().glob("*.cu")))
-def test_a_kernel_compiles_for_a_gpu(file, arch):
+def test_a_kernel_compiles_for_a_gpu_in_every_type(file, arch):
     source = kernels_folder() / file
-    try:
-        code = cubin(source, arch)
-    except BuildError as error:
-        if "there is no CUDA compiler" in str(error):
-            pytest.skip(str(error))
-        raise
-    assert code.startswith(b"\x7fELF")
-    assert all(name.encode() in code for name in signatures(source.read_text(encoding="utf-8")))
+    with ThreadPoolExecutor() as pool:  # compilers are processes
+        builds = {real: pool.submit(cubin, source, arch, real) for real in ACCUMULATE}
+    for build in builds.values():
+        try:
+            code = build.result()
+        except BuildError as error:
+            if "there is no CUDA compiler" in str(error):
+                pytest.skip(str(error))
+            raise
+        assert code.startswith(b"\x7fELF")
+        assert all(name.encode() in code for name in signatures(source.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("file", sorted(p.name for p in kernels_folder().glob("*.cu")))

@@ -15,7 +15,7 @@ LAYERS = [
     {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution",
      "quantise"},
     {"ops"},
-    {"nn", "optim", "models"},
+    {"nn", "optim", "models", "amp"},
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace", "sim", "draw"},

@@ -105,6 +105,8 @@ REFUSED = [
     (("--model", "gpt", "--heads", "3"), "128 features do not divide into 3 heads"),
     (("--sample", "5"), "--sample is for gpt"),
     (("--dtype", "float16"), "float32"),
+    (("--amp", "float32"), "did you mean float16"),
+    (("--amp", "float16", "--dtype", "float64"), "--amp float16 is mixed with float32, not with"),
     (("--nonsense",), "--nonsense"),
 ]
 

@@ -9,6 +9,7 @@ import pickle
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..tensor import Tensor
 
 
@@ -34,7 +35,7 @@ def _flat(array):
 
 def _is_mean(op, dtype):
     """Whether the reduction is a mean: a sum, and a division at the end."""
-    if op == "mean" and dtype.kind != "f":
+    if op == "mean" and dtype.kind not in FLOATING:
         raise TypeError(f"the mean of {dtype} is not one: cast to a floating type")
     return op == "mean"
 

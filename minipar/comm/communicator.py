@@ -11,8 +11,9 @@ from .collectives import Collectives, read, written
 from .engine import Engine, chosen_progress
 from .kinds import KINDS
 from .mpi_plan import LIBRARY, LibraryPlan
-from .plan import OPS, Plan
+from .plan import Plan
 from .program import CHANNELS
+from .reduction import OPS
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..context import current
 from .local import merge, place_of
+from .reduction import reducer
 
 MESSAGES = ("send", "recv", "recv_reduce")
-OPS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
 
 
 class Plan:
@@ -32,9 +32,9 @@ class Plan:
 
     def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan",
                  places=None, fence=None, kept=()):
-        self._transport, self._engine, self._op = transport, engine, OPS[op]
-        self._tag, self._span = tag, span
         dtype = next(iter(arrays.values())).dtype
+        self._transport, self._engine, self._op = transport, engine, reducer(op, dtype)
+        self._tag, self._span = tag, span
         self.nbytes = max(a.nbytes for a in arrays.values())
         self._places, self._fence, self._fencing = places or {}, fence, False
         self._kept = kept

@@ -19,6 +19,7 @@ REQUIRED = ("numpy", "mpi4py", "threadpoolctl", "tqdm", "safetensors")
 OPTIONAL = {"torch": ("peers", "the tests that compare with PyTorch"),
             "Pillow": ("images", "data sets that are image files"),
             "matplotlib": ("viz", "plots of benchmarks"),
+            "ml_dtypes": ("bf16", "the type bfloat16"),
             "cloudpickle": ("notebook", "functions of a notebook on several processes")}
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..context import current
 from .build import cache_folder, compiler, tell
-from .source import (EXECUTIONS, REAL, BuildError, EmulationError, Parameter, executions,
-                     kernels_folder, signatures)
+from .source import (EXECUTIONS, REAL, BuildError, EmulationError, Parameter, element,
+                     executions, kernels_folder, signatures)
 
 __all__ = ["EXECUTIONS", "BuildError", "EmulationError", "Kernel", "Parameter", "cache_folder",
            "compiler", "executions", "kernels_folder", "signatures"]
@@ -48,9 +48,10 @@ class Kernel:
             return run
 
     def _find(self, execution, dtype):
-        if dtype not in REAL:
+        real = REAL.get(dtype.name)
+        if real is None or dtype != element(real):  # of another byte order
             return None
-        library = _library(self.file, REAL[dtype], execution)
+        library = _library(self.file, real, execution)
         return None if library is None else library.function(self)
 
 

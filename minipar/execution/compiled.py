@@ -15,7 +15,7 @@ import os
 import numpy as np
 
 from .build import NATIVE, build, compiler, run_compiler
-from .source import ACCUMULATE, ELEMENTS, SCALARS, BuildError, misfit, signatures
+from .source import ACCUMULATE, SCALARS, BuildError, element, misfit, signatures
 from .threads import get_num_threads
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
@@ -152,8 +152,8 @@ def _built(source, text, real):
         run_compiler([*command, f"-I{folder}", f"-I{NATIVE}", "-x", "c++", "-", "-o", target],
                      program, source.name)
     return build(f"{source.stem}-{real}.so", [text, wrapper, *(
-        p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")),
-                                                NATIVE / "host.h"))],
+        p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")), NATIVE / "host.h",
+                                                NATIVE / "half.h"))],
                  (*FLAGS, *_openmp(" ".join(compiler() or ()))), make)
 
 
@@ -165,7 +165,7 @@ def _wrapper(text, real):
         given, taken, checks, passed = ["int threads_", "ptrdiff_t most_"], [], [], []
         for i, p in enumerate(parameters):
             if p.pointer:
-                number = np.dtype(ELEMENTS[p.plain(real)]).num
+                number = element(p.plain(real)).num
                 given.append(f"Array *{p.name}")
                 checks.append(f"if (int r = misfit({p.name}, {number}, {int(not p.const)})) "
                               f"return {i * 4} + r;\n    "

@@ -18,7 +18,7 @@ from .build import NATIVE, build, run_compiler
 from .findings import CALLERS, Describer, Finding, Lines
 from .memory import Memory
 from .rewrite import prepare
-from .source import (ACCUMULATE, ELEMENTS, SCALARS, BuildError, EmulationError, kernels_folder,
+from .source import (ACCUMULATE, SCALARS, BuildError, EmulationError, element, kernels_folder,
                      misfit, reads_padding, signatures)
 
 # -Og: the kernel's accesses, barriers and lines as they are written.
@@ -156,7 +156,7 @@ def _shape(rows, width, elements):
 def _check_array(name, parameter, array, real):
     if type(array) is not np.ndarray:
         raise misfit(name, parameter, array, 3, real)
-    if array.dtype != np.dtype(ELEMENTS[parameter.plain(real)]):
+    if array.dtype != element(parameter.plain(real)):
         raise misfit(name, parameter, array, 0, real)
     if not (array.flags.c_contiguous and array.flags.aligned):
         raise misfit(name, parameter, array, 1, real)
@@ -189,7 +189,8 @@ def _built(source, real, names):
             run_compiler([command[0], "-shared", compiled, emulator, "-o", target], "", main)
     return build(f"{Path(main).stem}-{real}-emulated.so",
                  [program, *itertools.chain(*files.items()), str(emulator.name),
-                  (NATIVE / "emulated.h").read_text(encoding="utf-8")], FLAGS, make)
+                  *((NATIVE / name).read_text(encoding="utf-8")
+                    for name in ("emulated.h", "half.h"))], FLAGS, make)
 
 
 def _emulator():

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import dtypes
+
 EXECUTIONS = ("gpu", "compiled", "emulated")
 
 # What a kernel computes with, for each type that its numbers are stored in.
-ACCUMULATE = {"float": "float", "double": "double"}
-REAL = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+ACCUMULATE = {"float": "float", "double": "double", "half": "float", "bfloat16": "float"}
+REAL = {"float16": "half", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 
 # Types of parameters: of numbers for ctypes, of an array's elements for NumPy.
 SCALARS = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "int": ctypes.c_int,
@@ -22,7 +24,8 @@ SCALARS = {"int64": ctypes.c_longlong, "int32": ctypes.c_int, "int": ctypes.c_in
            "double": ctypes.c_double, "bool": ctypes.c_bool}
 ELEMENTS = {"int64": np.int64, "int32": np.int32, "int": np.int32, "uint8": np.uint8,
             "uint32": np.uint32, "uint64": np.uint64, "int16": np.int16, "uint16": np.uint16,
-            "int8": np.int8, "float": np.float32, "double": np.float64, "bool": np.bool_}
+            "int8": np.int8, "float": np.float32, "double": np.float64, "bool": np.bool_,
+            "half": np.float16}
 
 # C++'s own words for the types above.
 _WORDS = {"unsigned int": "uint32", "unsigned": "uint32", "long": "int64",
@@ -51,6 +54,11 @@ class Parameter(NamedTuple):
     def plain(self, real):
         """The type, with `real` and `acc` replaced by what they are in a build for `real`."""
         return {"real": real, "acc": ACCUMULATE.get(real)}.get(self.type, self.type)
+
+
+def element(name):
+    """The NumPy dtype of an array's elements that are `name` in a kernel. KeyError for another."""
+    return dtypes.bfloat16.storage if name == "bfloat16" else np.dtype(ELEMENTS[name])
 
 
 def kernels_folder():
@@ -119,7 +127,7 @@ def misfit(name, parameter, array, reason, real):
     if reason == 3:
         return TypeError(f"{name}: {parameter.name} is a {type(array).__name__}, not an ndarray")
     if reason == 0:
-        expected = np.dtype(ELEMENTS[parameter.plain(real)])
+        expected = element(parameter.plain(real))
         return TypeError(f"{name}: {parameter.name} is of {array.dtype}, not {expected}")
     what = ("is not contiguous", "is read-only")[reason - 1]
     return ValueError(f"{name}: {parameter.name} of shape {array.shape} {what}")

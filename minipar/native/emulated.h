@@ -28,6 +28,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
+#include "half.h"
 
 // ---------------------------------------------------------------------------------------------
 // Types

@@ -10,6 +10,7 @@
 #define VECTOR _Pragma("omp simd simdlen(16)")  // the loop after it: 16 steps side by side
 #define UNROLL _Pragma("GCC unroll 16")  // the loop after it: written out, up to 16 steps
 #define HUGE __builtin_inff()
+#include "half.h"
 #undef __shared__
 #define __shared__ static thread_local
 #define __syncthreads() ((void)0)

@@ -33,6 +33,9 @@ class Conversions:
     def half(self):
         return self.to("float16")
 
+    def bfloat16(self):
+        return self.to("bfloat16")
+
     def float(self):
         return self.to("float32")
 

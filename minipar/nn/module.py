@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..context import current, no_grad
+from ..dtypes import array_of
 from ..tensor import Tensor
 from .convert import Conversions
 from .hooks import Hooks
@@ -289,8 +290,7 @@ class Module(Hooks, Conversions):
         Returns ({name: own tensor}, {name: given array}, missing names, unexpected names).
         """
         own = dict(self.named_state())
-        given = {k: v.array if isinstance(v, Tensor) else np.asarray(v)
-                 for k, v in state_dict.items()}
+        given = {k: array_of(v) for k, v in state_dict.items()}
         missing = [k for k in own if k not in given]
         unexpected = [k for k in given if k not in own]
         wrong = [f"{k} is {given[k].shape} where the model has {own[k].shape}"

@@ -11,6 +11,7 @@ from ..tensor import record
 from .base import by_kernel, floating, for_kernel, gradient_by_kernel, method, quiet
 from .elementwise import keep
 from .erf import erf
+from .precision import arithmetic, in_float32
 
 _KERNELS = {name: Kernel("activation.cu", name, elements="n") for name in (
     "relu_forward", "relu_backward", "sigmoid_forward", "sigmoid_backward", "silu", "silu_slope",
@@ -40,7 +41,7 @@ def _floating_only(name, x):
         raise TypeError(f"{name}: a floating type is needed, not {x.dtype}")
 
 
-@quiet
+@arithmetic
 def leaky_relu(x, negative_slope=0.01):
     """x where x > 0, else negative_slope * x. Raises TypeError unless x is of a floating type."""
     _floating_only("leaky_relu", x)
@@ -63,14 +64,13 @@ def leaky_relu(x, negative_slope=0.01):
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     out = by_kernel(_KERNELS["sigmoid_forward"], x.array)
+    if out is None and x.array.itemsize == 2:
+        return in_float32(sigmoid, x)
     if out is None:
-        dtype = floating(x.array).dtype
-        # exp leaves the range of float16 at 11
-        wide = np.float32 if dtype == np.float16 else dtype
-        out = np.asarray(np.negative(x.array, dtype=wide))
+        out = np.asarray(np.negative(x.array, dtype=floating(x.array).dtype))
         np.exp(out, out=out)
         out += 1
-        out = np.divide(1, out, out=out).astype(dtype, copy=False)
+        np.divide(1, out, out=out)
 
     def backward(g):
         gx = gradient_by_kernel(_KERNELS["sigmoid_backward"], out, g)
@@ -89,41 +89,39 @@ def _value_and_slope(x, kernel, steps):
     """(f(x), f'(x)) of a floating tensor; the slope is None where nobody will go back.
 
     By the kernel of that name; else by steps(x, out, slope), which writes both for a block; slope
-    may be None. float16 goes through float32.
+    may be None. None where 16-bit numbers have to go through float32.
     The slope is computed here, where x is in the cache, and is all that backward keeps.
     """
-    a, dtype = x.array, x.array.dtype
-    if dtype == np.float16:
-        a = a.astype(np.float32)
+    a = x.array
     wanted = x.requires_grad and current().grad_enabled
     run = _KERNELS[f"{kernel}_slope" if wanted else kernel].build(a.dtype)
     if run and a.flags.c_contiguous:
         out, slope = np.empty(a.shape, a.dtype), np.empty(a.shape, a.dtype) if wanted else None
         run(for_kernel(a), *((out, slope) if wanted else (out,)), a.size)
-        if dtype != a.dtype:
-            out, slope = out.astype(dtype), slope.astype(dtype) if wanted else None
         return out, slope
+    if a.itemsize == 2:
+        return None
     flat = a.reshape(-1)
     out, slope = np.empty_like(flat), np.empty_like(flat) if wanted else None
     for start in range(0, flat.size, _BLOCK):
         part = slice(start, start + _BLOCK)
         steps(flat[part], out[part], None if slope is None else slope[part])
-    if slope is not None:
-        slope = slope.astype(dtype, copy=False).reshape(a.shape)
-    return out.astype(dtype, copy=False).reshape(a.shape), slope
+    return out.reshape(a.shape), None if slope is None else slope.reshape(a.shape)
 
 
-def _product(g, slope):
-    """g * slope, written where it belongs."""
-    return Deferred(slope, write=lambda out: np.multiply(g, slope, out=out))
+def _with_slope(x, out, slope):
+    """`out` as the result, of which the gradient is g * slope, written where it belongs."""
+    def backward(g):
+        return (Deferred(slope, write=lambda to: np.multiply(g, slope, out=to)),)
+    return record(out, (x,), backward)
 
 
 @quiet
 def silu(x):
     """x sigmoid(x) (Hendrycks & Gimpel 2016; "swish"). Raises TypeError unless x is floating."""
     _floating_only("silu", x)
-    out, slope = _value_and_slope(x, "silu", _silu)
-    return record(out, (x,), lambda g: (_product(g, slope),))
+    found = _value_and_slope(x, "silu", _silu)
+    return in_float32(silu, x) if found is None else _with_slope(x, *found)
 
 
 def _silu(x, out, slope):
@@ -150,8 +148,8 @@ def gelu(x, approximate="none"):
     _floating_only("gelu", x)
     steps = _tanh_gelu if approximate == "tanh" else (
         _normal_gelu_64 if x.array.dtype == np.float64 else _normal_gelu)
-    out, slope = _value_and_slope(x, f"gelu_{approximate}", steps)
-    return record(out, (x,), lambda g: (_product(g, slope),))
+    found = _value_and_slope(x, f"gelu_{approximate}", steps)
+    return in_float32(gelu, x, approximate) if found is None else _with_slope(x, *found)
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

@@ -2,8 +2,8 @@
 
 Two ways to compute it. With products of whole matrices by NumPy's BLAS, and the probabilities of
 all pairs in memory: this is the reference, and serves every mask. And tile by tile, by the kernels
-of kernels/attention.cu, which were faster at every size that was measured: they serve float32 and
-float64 without attn_mask, where leading dims are equal and at most two, and rows of query, key and
+of kernels/attention.cu, which were faster at every size that was measured: they serve all
+types without attn_mask, where leading dims are equal and at most two, and rows of query, key and
 value have at most 128 elements.
 """
 
@@ -12,10 +12,12 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..execution import Kernel
-from ..tensor import record
-from .base import Like, operand, quiet, unbroadcast
+from ..tensor import Tensor, record
+from .base import Like, operand, quiet, unbroadcast, wide
 from .dropout import check_probability, keep_mask
+from .precision import autocasts, in_float32
 from .softmax import ones, row_max
 
 _FORWARD = Kernel("attention.cu", "attention_forward", rows="rows", width="dim")
@@ -30,6 +32,7 @@ def _causal(queries, keys, dtype):
     return np.triu(np.full((queries, keys), -np.inf, dtype), 1)
 
 
+@autocasts("low")
 @quiet
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
                                  is_causal=False, scale=None, *, name=""):
@@ -50,11 +53,14 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if attn_mask is not None and is_causal:
         raise ValueError("scaled_dot_product_attention: attn_mask and is_causal exclude each other")
     dtype = q.dtype
-    if dtype == np.float16:
-        q, k, v = (a.astype(np.float32) for a in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
     if attn_mask is None and _fits(q, k, v) and (forward := _FORWARD.build(q.dtype)):
-        return _tiled(forward, (query, key, value), (q, k, v), dropout_p, is_causal, scale, name)
+        return _tiled(forward, (query, key, value), dropout_p, is_causal, scale, name)
+    if q.itemsize == 2:
+        if isinstance(attn_mask, Tensor) and attn_mask.dtype is query.dtype:
+            attn_mask = attn_mask.float()
+        return in_float32(lambda q, k, v: scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal, scale, name=name), query, key, value)
     mask, attn_mask = (None, None) if attn_mask is None else _additive(attn_mask, dtype)
 
     p = np.matmul(q * scale, k.swapaxes(-1, -2))
@@ -81,7 +87,6 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
 
     def backward(g):
         gq = gk = gv = gm = None
-        g = g.astype(p.dtype, copy=False)
         if kept is not None:
             g = g * upscale
         if need_v:
@@ -101,8 +106,8 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
             if need_k:
                 gk = _product(ds.swapaxes(-1, -2), q, k)
                 gk *= scale
-        return (*(None if a is None else a.astype(dtype, copy=False) for a in (gq, gk, gv)), gm)
-    return record(out.astype(dtype, copy=False), (query, key, value, attn_mask), backward,
+        return gq, gk, gv, gm
+    return record(out, (query, key, value, attn_mask), backward,
                   (query, key, value))
 
 
@@ -112,9 +117,10 @@ def _fits(q, k, v):
             and q.size and k.size and v.size and max(q.shape[-1], v.shape[-1]) <= _LONGEST)
 
 
-def _tiled(forward, inputs, arrays, dropout_p, is_causal, scale, name):
-    """Attention by the kernels. arrays: of the tensors `inputs`, in the type to compute with."""
-    dtype, rank = inputs[0].array.dtype, arrays[0].ndim
+def _tiled(forward, inputs, dropout_p, is_causal, scale, name):
+    """Attention by the kernels."""
+    arrays = [t.array for t in inputs]
+    rank = arrays[0].ndim
     q, k, v = (_heads(a) for a in arrays)
     batch, heads, queries, dim = q.shape
     keys, value_dim = v.shape[2:]
@@ -126,21 +132,20 @@ def _tiled(forward, inputs, arrays, dropout_p, is_causal, scale, name):
              bool(dropout_p), upscale)
     # In the memory order of query: heads cut from one projection are put together without a copy.
     out = _like(q, (batch, heads, queries, value_dim))
-    sums = np.empty((batch, heads, queries), q.dtype)
+    sums = np.empty((batch, heads, queries), wide(q.dtype))
     forward(*_starts(q, k, v, out), sums, kept, _strides(q, k, v, out), *sizes)
     need = [t.requires_grad for t in inputs]
 
     def backward(g):
-        g = _heads(g.astype(q.dtype, copy=False))
-        gradients = [_like(a, a.shape) for a in (q, k, v)]
+        g = _heads(g)
+        gradients = [_like(q, q.shape), *(_like(a, a.shape, wide(a.dtype)) for a in (k, v))]
         _BACKWARD.build(q.dtype)(
             *_starts(q, k, v, out, g), sums, kept, *_starts(*gradients),
             _strides(q, k, v, out, g, *gradients), *sizes, queries, keys,  # one part, one pass
             need[0] | (need[1] or need[2]) << 1)
-        return tuple(a.reshape(a.shape[4 - rank:]).astype(dtype, copy=False) if n else None
+        return tuple(a.reshape(a.shape[4 - rank:]).astype(q.dtype, copy=False) if n else None
                      for a, n in zip(gradients, need))
-    return record(out.reshape(out.shape[4 - rank:]).astype(dtype, copy=False), inputs, backward,
-                  inputs, saves_output=True)
+    return record(out.reshape(out.shape[4 - rank:]), inputs, backward, inputs, saves_output=True)
 
 
 def _heads(a):
@@ -151,10 +156,10 @@ def _heads(a):
     return a if a.ndim == 4 else a.reshape((1,) * (4 - a.ndim) + a.shape)
 
 
-def _like(a, shape):
+def _like(a, shape, dtype=None):
     """A new array of `shape` in the memory order of `a`, but with rows that lie without gaps."""
-    new = np.empty_like(a, shape=shape)
-    return new if new.strides[-1] == new.itemsize else np.empty(shape, a.dtype)
+    new = np.empty_like(a, dtype, shape=shape)
+    return new if new.strides[-1] == new.itemsize else np.empty(shape, new.dtype)
 
 
 def _starts(*arrays):
@@ -164,12 +169,12 @@ def _starts(*arrays):
 
 def _strides(*arrays):
     """The int64 array of the batch, head and row strides of all, counted in elements."""
-    return _strides_of(tuple([a.strides for a in arrays]), arrays[0].itemsize)
+    return _strides_of(tuple([(a.strides, a.itemsize) for a in arrays]))
 
 
 @lru_cache(maxsize=64)
-def _strides_of(strides, itemsize):
-    return np.array([s // itemsize for of_array in strides for s in of_array[:3]], np.int64)
+def _strides_of(arrays):
+    return np.array([s // size for strides, size in arrays for s in strides[:3]], np.int64)
 
 
 def _check(q, k, v):
@@ -177,7 +182,7 @@ def _check(q, k, v):
     if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
         raise ValueError(f"scaled_dot_product_attention: query {q.shape}, key {k.shape}, value "
                          f"{v.shape}: expected (..., L, E), (..., S, E), (..., S, Ev)")
-    if not q.dtype == k.dtype == v.dtype or q.dtype.kind != "f":
+    if not q.dtype == k.dtype == v.dtype or q.dtype.kind not in FLOATING:
         raise TypeError(f"scaled_dot_product_attention: one floating type is needed, "
                         f"not {q.dtype}, {k.dtype}, {v.dtype}")
     if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:

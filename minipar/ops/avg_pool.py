@@ -8,7 +8,7 @@ import numpy as np
 
 from ..execution import Kernel
 from ..tensor import record
-from .base import quiet
+from .base import quiet, wide
 from .softmax import ones
 from .windows import Images, inside, output_size, pair, single
 
@@ -104,8 +104,7 @@ def _average(input, sums, divisor, *windows):
     """
     x = input.array
     dtype = x.dtype
-    if dtype == np.float16:
-        x = x.astype(np.float32)
+    x = x.astype(wide(dtype), copy=False)
     kernels = [kernel.build(x.dtype) for kernel in _KERNELS.values()]
     images = Images(x, [size for size, _ in sums], *windows) if windows else None
     if windows and windows[0] == x.shape[2:] and windows[2] == (0, 0) and x.flags.c_contiguous:

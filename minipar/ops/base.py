@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..context import current
+from ..dtypes import FLOATING
 from ..sinks import Deferred
 from ..tensor import Tensor
 
@@ -96,7 +97,7 @@ def wanted(tensor):
     return Like(tensor.array.shape, tensor.array.dtype)
 
 
-_KINDS = {"b": 0, "i": 1, "u": 1, "f": 2}  # of NumPy's dtypes, from lower to higher
+_KINDS = {"b": 0, "i": 1, "u": 1, "f": 2, "V": 2}  # of NumPy's dtypes, from lower to higher
 
 
 def promote(a, b):
@@ -114,9 +115,17 @@ def promote(a, b):
     elif a_array:
         if b.__class__ is float:
             a = floating(a)
-    elif b_array and a.__class__ is float:
-        b = floating(b)
+        b = _beside(a, b)
+    elif b_array:
+        if a.__class__ is float:
+            b = floating(b)
+        a = _beside(b, a)
     return a, b
+
+
+def _beside(array, number):
+    """The number as one that leaves the array's type alone: NumPy asks this of its own types."""
+    return array.dtype.type(number) if array.dtype.kind == "V" else number
 
 
 def _common(a, b):
@@ -126,12 +135,19 @@ def _common(a, b):
         return a.dtype if rank_a > rank_b else b.dtype
     if (a.ndim == 0) != (b.ndim == 0):
         return a.dtype if a.ndim else b.dtype
+    if a.itemsize == b.itemsize == 2:  # float16 and bfloat16
+        return np.dtype(np.float32)
     return np.promote_types(a.dtype, b.dtype)
 
 
 def floating(a):
     """`a`, converted to the default dtype if it is of integers or bools."""
-    return a if a.dtype.kind == "f" else a.astype(current().default_dtype.storage)
+    return a if a.dtype.kind in FLOATING else a.astype(current().default_dtype.storage)
+
+
+def wide(dtype):
+    """The type to compute in for numbers of `dtype`: float32 for those of 16 bits."""
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def unbroadcast(gradient, like):
@@ -144,7 +160,7 @@ def unbroadcast(gradient, like):
         added = gradient.ndim - len(like.shape)
         stretched = [added + i for i, n in enumerate(like.shape)
                      if n == 1 and gradient.shape[added + i] != 1]
-        gradient = gradient.sum(axis=(*range(added), *stretched), keepdims=True)
+        gradient = gradient.sum((*range(added), *stretched), wide(gradient.dtype), keepdims=True)
         gradient = gradient.reshape(like.shape)
     return gradient if gradient.dtype == like.dtype else gradient.astype(like.dtype)
 

@@ -11,8 +11,11 @@ import math
 
 import numpy as np
 
+from .. import dtypes
+from ..context import current
 from ..tensor import record
-from .base import quiet
+from .base import quiet, wide
+from .cast import cast_to
 from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products,
                       rows_of_columns)
 
@@ -29,6 +32,9 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     Raises ValueError with the shapes if they do not match, if n is 1 when training, and if there
     is nothing to normalise with; TypeError for other types.
     """
+    if current().autocast is not None:  # the buffers, which are written to, stay what they are
+        input = cast_to(input, next((t.dtype for t in (running_mean, weight) if t is not None),
+                                    dtypes.float32))
     x, dtype = input.array, input.array.dtype
     _check(input, running_mean, running_var, weight, bias, training)
     n = x.size // max(1, x.shape[1])
@@ -42,7 +48,7 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     else:
         mean, variance = (t.array.astype(np.float64) for t in (running_mean, running_var))
     mean, scale = mean.astype(a.dtype), (1 / np.sqrt(variance + eps)).astype(a.dtype)
-    slope = scale if weight is None else scale * weight.array
+    slope = scale if weight is None else scale * weight.array.astype(a.dtype, copy=False)
     offset = np.zeros_like(mean) if bias is None else bias.array.astype(a.dtype, copy=False)
     out = restore(normalise(a, view, mean, slope, offset)).astype(dtype, copy=False)
     need_x = input.requires_grad
@@ -57,7 +63,8 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
         gb, gw = _channel_sums(g, values, view, mean)
         gw *= scale
         if need_x:
-            slope = scale if weight is None else scale * weight.array
+            slope = (scale if weight is None
+                     else scale * weight.array.astype(scale.dtype, copy=False))
             if training:
                 level, tilt = (a.astype(g.dtype) for a in (gb * slope / n, gw * slope * scale / n))
                 gx = gradient(g, values, view, mean, slope, tilt, level)
@@ -100,8 +107,8 @@ def memory_order(x):
 
 
 def in_order(x, order):
-    """x with its axes in `order`, contiguous; float16 becomes float32."""
-    return np.ascontiguousarray(x.transpose(order), np.float32 if x.dtype == np.float16 else None)
+    """x with its axes in `order`, contiguous; 16-bit types become float32."""
+    return np.ascontiguousarray(x.transpose(order), wide(x.dtype))
 
 
 def _matrices(x, order):
@@ -125,7 +132,7 @@ def _statistics(a, view, channels, n):
 
 
 def _follow(running, value, momentum):
-    running.array[...] = (1 - momentum) * running.array + momentum * value
+    running.array[...] = (1 - momentum) * running.array.astype(value.dtype) + momentum * value
     running.storage.version += 1  # as every write in place
 
 

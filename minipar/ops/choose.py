@@ -5,6 +5,7 @@ import numpy as np
 from ..tensor import Tensor, record, tensor
 from .base import method, operand, promote, quiet, unbroadcast, wanted
 from .elementwise import _broadcast, keep
+from .precision import arithmetic
 
 
 def _tensors(*operands):
@@ -47,6 +48,7 @@ def _where(x, condition, other):
 
 
 @method()
+@arithmetic
 def maximum(input, other):
     """The larger of two elements; NaN is largest. Two that are equal share the gradient.
 
@@ -56,6 +58,7 @@ def maximum(input, other):
 
 
 @method()
+@arithmetic
 def minimum(input, other):
     """The smaller of two elements; NaN is smallest. Two that are equal share the gradient.
 
@@ -84,7 +87,7 @@ def _extreme(name, x, y, choose, loses):
 
 
 @method("clamp", "clip")
-@quiet
+@arithmetic
 def clamp(x, min=None, max=None):
     """x, but not below `min` and not above `max`: numbers, or tensors that are broadcast with x.
 

@@ -6,6 +6,7 @@ the object, so tensors are keys of dicts and members of sets.
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..tensor import Tensor
 from .base import method, operand, promote, quiet
 
@@ -84,7 +85,7 @@ isfinite = _test("isfinite", "is neither NaN nor Inf", np.isfinite)
 def _bits(operator, ufunc):
     @_operator
     def bitwise(x, y):
-        if "f" in (np.asarray(operand(x)[0]).dtype.kind, np.asarray(operand(y)[0]).dtype.kind):
+        if any(np.asarray(operand(t)[0]).dtype.kind in FLOATING for t in (x, y)):
             raise TypeError(f"{operator}: of bools and integers, not of floating types")
         return _together(operator, x, y, ufunc)
     return bitwise

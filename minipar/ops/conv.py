@@ -11,10 +11,13 @@ from ..sinks import Deferred
 from ..tensor import record
 from . import mec
 from .base import Like
+from .precision import arithmetic, autocasts
 from .softmax import ones
 from .windows import output_size, pair, single
 
 
+@autocasts("low")
+@arithmetic
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Cross-correlation: out[n, o, i, j] = bias[o] + the sum over c, k, l of
     weight[o, c, k, l] * padded[n, c, i * stride + k * dilation, j * stride + l * dilation].
@@ -32,6 +35,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _convolution("conv2d", input, weight, bias, stride, padding, dilation, groups)
 
 
+@autocasts("low")
+@arithmetic
 def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """`conv2d` along one axis: input (N, C, L), weight (O, C / groups, k) -> (N, O, Lo).
 
@@ -127,6 +132,8 @@ def _bias_gradient(g, bias):
     return by_row.reshape(ho, o).sum(0)
 
 
+@autocasts("low")
+@arithmetic
 def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1,
                      dilation=1):
     """The transpose of `conv2d` as a linear map: its input gradient, as a layer that enlarges

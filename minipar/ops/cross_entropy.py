@@ -11,6 +11,7 @@ from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
 from .base import Like, for_kernel, quiet
+from .precision import arithmetic, autocasts
 from .shape import reshape
 from .softmax import log_softmax, ones, row_max
 
@@ -30,6 +31,8 @@ def check_constant(name, what, tensor):
         raise RuntimeError(f"{name}: {what} is a constant: it cannot require a gradient")
 
 
+@autocasts("float32")
+@arithmetic
 def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="mean",
                   label_smoothing=0.0):
     """-log softmax(input)[target]: its mean over the targets, its sum, or each one.
@@ -54,6 +57,8 @@ def cross_entropy(input, target, weight=None, *, ignore_index=-100, reduction="m
     return _weighted(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+@autocasts("float32")
+@arithmetic
 def cross_entropy_sum_count(input, target, *, ignore_index=-100):
     """(sum of the losses, 0-d tensor; number of targets that are not ignored, int).
 
@@ -73,9 +78,7 @@ def _cross_entropy(input, target, ignore_index, reduction):
     if a.ndim > 2:
         a = np.moveaxis(a, 1, -1)
     class_last = a.shape
-    dtype, any_rows = a.dtype, a.size > 0
-    if dtype == np.float16:
-        a = a.astype(np.float32)
+    any_rows = a.size > 0
     # In C order, so that elements are found in the flat array.
     rows = np.ascontiguousarray(a).reshape(target.array.size, classes)
     t, kept, count = _check_targets("cross_entropy", target.array.reshape(-1), classes,
@@ -111,7 +114,7 @@ def _cross_entropy(input, target, ignore_index, reduction):
     def backward(g):
         # dx = (softmax(x) - one_hot(target)) * scale of the row
         if not any_rows:
-            return (np.zeros(shape, dtype),)
+            return (np.zeros(shape, rows.dtype),)
         if gradient is not None:
             one = g.ndim == 0 and g == 1
             return (shaped(gradient if one else gradient * g.reshape(-1, 1)),)
@@ -125,10 +128,8 @@ def _cross_entropy(input, target, ignore_index, reduction):
         return (shaped(gx),)
 
     def shaped(gx):
-        gx = gx.astype(dtype, copy=False).reshape(class_last)
+        gx = gx.reshape(class_last)
         return np.moveaxis(gx, -1, 1) if gx.ndim > 2 else gx
-    if out.dtype != dtype:
-        out = out.astype(dtype)
     return record(out, (input,), backward), count
 
 
@@ -168,7 +169,8 @@ def _weighted(input, target, weight, ignore_index, reduction, label_smoothing):
     return exact * (1 - label_smoothing) + even * (label_smoothing / max(classes, 1))
 
 
-@quiet
+@autocasts("float32")
+@arithmetic
 def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
     """-weight[target] * input[target]: its mean over the targets, its sum, or each one.
 
@@ -191,22 +193,21 @@ def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean")
     losses = -picked * factor
     if kept is not None:
         losses = np.where(kept, losses, 0)  # even where the input is Inf or NaN
-    wide = np.float32 if a.dtype == np.float16 else a.dtype
-    divisor = count if weight is None else factor.sum(dtype=wide)
-    out = losses if reduction == "none" else losses.sum(dtype=wide)
+    divisor = count if weight is None else factor.sum()
+    out = losses if reduction == "none" else losses.sum()
     if reduction == "mean":
         out = np.true_divide(out, divisor)
 
     def backward(g):
         def add(gx):
-            part = -factor * (g.astype(wide) / divisor if reduction == "mean" else g)
+            part = -factor * (g / divisor if reduction == "mean" else g)
             if kept is not None:
                 part = np.where(kept, part, 0)
             if gx.size:
                 part = np.take_along_axis(gx, at, dim) + np.expand_dims(part, dim)
                 np.put_along_axis(gx, at, part, dim)
         return (Deferred(like, add=add),)
-    return record(np.asarray(out).astype(a.dtype, copy=False), (input,), backward)
+    return record(np.asarray(out), (input,), backward)
 
 
 def _classes(name, input):

@@ -14,7 +14,7 @@ from .. import random
 from ..context import current
 from ..execution import Kernel
 from ..tensor import record
-from .base import for_kernel, quiet
+from .base import for_kernel, quiet, wide
 
 _MASK = Kernel("dropout.cu", "keep_mask", elements="count")
 _SCALE = Kernel("dropout.cu", "masked_scale", elements="n")
@@ -76,7 +76,7 @@ def dropout(input, p=0.5, training=True, *, name=""):
             out = np.empty(a.shape, a.dtype)
             run(for_kernel(a), for_kernel(mask.view(np.uint8)), out, scale, a.size)
             return out
-        a = a * mask
-        a *= scale
-        return a
+        kept = np.multiply(a, mask, dtype=wide(a.dtype))
+        kept *= scale
+        return kept.astype(a.dtype, copy=False)
     return record(scaled(input.array), (input,), lambda g: (scaled(g),))

@@ -10,12 +10,13 @@ from itertools import combinations
 import numpy as np
 
 from ..tensor import record
-from .base import quiet
+from .precision import arithmetic, autocasts
 
 _ALL = slice(None)
 
 
-@quiet
+@autocasts("low")
+@arithmetic
 def einsum(equation, *operands):
     """The product of the operands, summed over the indices that the output has not.
 
@@ -149,8 +150,7 @@ def _sum_out(part, keep):
     labels, a = part
     axes = tuple(d for d, label in enumerate(labels) if label not in keep)
     if axes:
-        wide = np.float32 if a.dtype == np.float16 else None
-        a = np.asarray(np.add.reduce(a, axis=axes, dtype=wide)).astype(
+        a = np.asarray(np.add.reduce(a, axis=axes)).astype(
             a.dtype if a.dtype.kind == "f" else np.int64, copy=False)
     return tuple(label for label in labels if label in keep), a
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..tensor import record
 from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
+from .precision import arithmetic, autocasts
 
 _NUMBERS = (bool, int, float)
 
@@ -20,7 +22,7 @@ def _broadcast(name, x, y, function):
 
 
 @method("add", "__add__", "__radd__")
-@quiet
+@arithmetic
 def add(x, y):
     """x + y."""
     a, x = operand(x)
@@ -35,7 +37,7 @@ def add(x, y):
 
 
 @method("sub", "__sub__")
-@quiet
+@arithmetic
 def sub(x, y):
     """x - y."""
     a, x = operand(x)
@@ -55,7 +57,7 @@ def rsub(x, y):
 
 
 @method("mul", "__mul__", "__rmul__")
-@quiet
+@arithmetic
 def mul(x, y):
     """x * y."""
     a, x = operand(x)
@@ -76,7 +78,7 @@ def mul(x, y):
 
 
 @method("div", "__truediv__")
-@quiet
+@arithmetic
 def div(x, y):
     """x / y, of a floating type."""
     a, x = operand(x)
@@ -111,7 +113,8 @@ def neg(x):
 
 
 @method("pow", "__pow__")
-@quiet
+@autocasts("float32")
+@arithmetic
 def pow(x, exponent):
     """x ** exponent, of two tensors or of a tensor and a number.
 
@@ -213,7 +216,7 @@ def rfloordiv(x, y):
 
 
 def _refuse_zero(name, out, divisor):
-    if out.dtype.kind != "f" and not np.all(divisor):
+    if out.dtype.kind not in FLOATING and not np.all(divisor):
         raise RuntimeError(f"{name}: an integer is divided by 0")
 
 

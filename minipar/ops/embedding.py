@@ -51,6 +51,11 @@ def embedding(input, weight, padding_idx=None):
 
 def _scatter_add(out, index, g):
     """out[index[i]] += g[i] for all i, in an order that depends on `index` alone."""
+    if out.itemsize == 2:  # of many uses of a row the small ones would be lost
+        total = np.zeros(out.shape, np.float32)
+        _scatter_add(total, index, g.astype(np.float32))
+        out += total
+        return
     run = _BACKWARD.build(out.dtype)
     if run and out.flags.c_contiguous and out.flags.aligned and g.dtype == out.dtype:
         run(for_kernel(index), for_kernel(g), out, len(index), *out.shape)

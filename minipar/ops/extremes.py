@@ -10,6 +10,7 @@ import numpy as np
 from ..tensor import Tensor, record
 from .base import method, normal_dim, quiet
 from .choose import maximum, minimum
+from .precision import arithmetic
 
 
 class Selected(NamedTuple):
@@ -37,6 +38,7 @@ def _no_bools(name, x):
 
 
 @method()
+@arithmetic
 def max(x, dim=None, keepdim=False):
     """The largest value; with `dim` (int), (values, indices) along it; with a tensor, `maximum`.
 
@@ -50,6 +52,7 @@ def max(x, dim=None, keepdim=False):
 
 
 @method()
+@arithmetic
 def min(x, dim=None, keepdim=False):
     """The smallest value; with `dim` (int), (values, indices) along it; with a tensor, `minimum`.
 
@@ -103,6 +106,7 @@ def _take(name, x, rows, axis, indices, shape):
 
 
 @method()
+@arithmetic
 def argmax(x, dim=None, keepdim=False):
     """Index (int64) of the first largest element along `dim`; None: in the flattened tensor.
 
@@ -112,6 +116,7 @@ def argmax(x, dim=None, keepdim=False):
 
 
 @method()
+@arithmetic
 def argmin(x, dim=None, keepdim=False):
     """Index (int64) of the first smallest element along `dim`; None: in the flattened tensor.
 
@@ -132,6 +137,7 @@ def _index(name, x, dim, keepdim, index_of):
 
 
 @method()
+@arithmetic
 def amax(x, dim=(), keepdim=False):
     """The largest value over `dim` (int or tuple; (): all).
 
@@ -142,6 +148,7 @@ def amax(x, dim=(), keepdim=False):
 
 
 @method()
+@arithmetic
 def amin(x, dim=(), keepdim=False):
     """The smallest value over `dim` (int or tuple; (): all); gradients and errors as `amax`."""
     return _shared_extreme("amin", x, dim, keepdim, np.minimum)
@@ -173,6 +180,7 @@ def _order(a, axis, descending):
 
 
 @method()
+@arithmetic
 def sort(x, dim=-1, descending=False, *, stable=False):
     """(values, indices) in order along `dim`: ascending, or descending.
 
@@ -183,6 +191,7 @@ def sort(x, dim=-1, descending=False, *, stable=False):
 
 
 @method()
+@arithmetic
 def argsort(x, dim=-1, descending=False, *, stable=False):
     """The indices (int64) of `sort`."""
     axis, rows = normal_dim(dim, x.array.ndim), np.atleast_1d(x.array)
@@ -190,6 +199,7 @@ def argsort(x, dim=-1, descending=False, *, stable=False):
 
 
 @method()
+@arithmetic
 def topk(x, k, dim=-1, largest=True, sorted=True):
     """(values, indices) of the k largest, or smallest, elements along `dim`, the best first.
 

@@ -9,12 +9,13 @@ import math
 import numpy as np
 
 from ..tensor import record
-from .base import quiet
 from .batch_norm import in_order, memory_order
 from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products)
+from .precision import arithmetic, autocasts
 
 
-@quiet
+@autocasts("float32")
+@arithmetic
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     """weight * (x - mean) / sqrt(variance + eps) + bias, with mean and variance (over n, not
     n - 1) of each sample and each of num_groups groups of consecutive channels.

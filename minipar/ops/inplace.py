@@ -32,7 +32,11 @@ def _define(name, operator, ufunc):
     def change(x, y):
         value, y = operand(y)
         _change(x, y)
-        ufunc(x.array, value, out=x.array, casting="same_kind")
+        if x.array.itemsize == 2:
+            wide = ufunc(x.array.astype(np.float32), value, dtype=np.float32, casting="same_kind")
+            np.copyto(x.array, wide, casting="same_kind")
+        else:
+            ufunc(x.array, value, out=x.array, casting="same_kind")
         return x
     change.__name__ = name
     change.__doc__ = f"x {operator}= y, in place; returns x."

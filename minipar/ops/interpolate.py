@@ -3,9 +3,11 @@
 import numpy as np
 
 from ..tensor import record
+from .precision import arithmetic
 from .windows import pair
 
 
+@arithmetic
 def interpolate(input, size=None, scale_factor=None, mode="nearest"):
     """Another size of an image: out[n, c, i, j] = input[n, c, floor(i / s), floor(j / t)], with
     scales s and t.

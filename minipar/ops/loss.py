@@ -6,9 +6,10 @@ All are computed in float32 at least, and converted back.
 import numpy as np
 
 from ..tensor import record
-from .base import promote, quiet, unbroadcast, wanted
+from .base import promote, unbroadcast, wanted
 from .cross_entropy import (check_constant, check_reduction, cross_entropy,  # noqa: F401
                             cross_entropy_sum_count, nll_loss)
+from .precision import arithmetic, autocasts
 
 
 def _difference(name, input, target, reduction):
@@ -22,8 +23,7 @@ def _difference(name, input, target, reduction):
     if a.dtype.kind != "f":
         raise TypeError(f"{name}: a floating type is needed, not {input.dtype}")
     dtype, want_input, want_target = a.dtype, wanted(input), wanted(target)
-    # Differences of float16 are taken in float32, whose range their squares need.
-    d = np.asarray(np.subtract(a, b, dtype=np.float32 if dtype == np.float16 else dtype))
+    d = np.asarray(np.subtract(a, b))
 
     def share(gd):
         return (unbroadcast(gd, want_input) if want_input else None,
@@ -31,7 +31,8 @@ def _difference(name, input, target, reduction):
     return d, dtype, share
 
 
-@quiet
+@autocasts("float32")
+@arithmetic
 def mse_loss(input, target, reduction="mean"):
     """(input - target) squared: its mean, its sum, or each one.
 
@@ -48,7 +49,8 @@ def mse_loss(input, target, reduction="mean"):
     return record(out.astype(dtype, copy=False), (input, target), backward)
 
 
-@quiet
+@autocasts("float32")
+@arithmetic
 def l1_loss(input, target, reduction="mean"):
     """|input - target|: its mean, its sum, or each one. Its gradient at 0 is 0.
 
@@ -73,7 +75,8 @@ def _reduced(losses, reduction):
     return np.true_divide(total, losses.size) if reduction == "mean" else total
 
 
-@quiet
+@autocasts("float32")
+@arithmetic
 def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="mean",
                                      pos_weight=None):
     """-weight (pos_weight target log(s) + (1 - target) log(1 - s)) with s = sigmoid(input).
@@ -93,8 +96,6 @@ def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="m
     w, pos = (_factor(name, what, t, x.shape) for what, t in (("weight", weight),
                                                              ("pos_weight", pos_weight)))
     dtype, want_input, want_target = x.dtype, wanted(input), wanted(target)
-    if dtype == np.float16:
-        x, y = x.astype(np.float32), y.astype(np.float32)
     small = np.exp(-np.abs(x))
     tail = np.log1p(small)
     log_s = np.minimum(x, 0) - tail

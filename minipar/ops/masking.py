@@ -4,6 +4,7 @@ import numpy as np
 
 from ..tensor import Tensor, record
 from .base import method, operand, quiet, unbroadcast, wanted
+from .elementwise import keep
 
 
 @method()
@@ -26,8 +27,8 @@ def masked_fill(x, mask, value):
     want_x, want_value = wanted(x), wanted(value)
 
     def backward(g):
-        return (unbroadcast(np.where(m, 0, g), want_x) if want_x else None,
-                unbroadcast(np.where(m, g, 0), want_value) if want_value else None)
+        return (unbroadcast(keep(g, ~m), want_x) if want_x else None,
+                unbroadcast(keep(g, m), want_value) if want_value else None)
     return record(out, (x, value), backward, (mask,))
 
 

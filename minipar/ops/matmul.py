@@ -6,11 +6,13 @@ import numpy as np
 
 from ..sinks import Deferred
 from ..tensor import Tensor, record
-from .base import Like, method, quiet, unbroadcast
+from .base import Like, method, unbroadcast
+from .precision import arithmetic, autocasts
 
 
 @method("matmul", "__matmul__")
-@quiet
+@autocasts("low")
+@arithmetic
 def matmul(x, y):
     """x @ y with NumPy's and PyTorch's rules: vectors, matrices, broadcast batches of matrices.
 
@@ -105,7 +107,8 @@ def rmatmul(x, y):
     return matmul(Tensor(np.asarray(y)), x)
 
 
-@quiet
+@autocasts("low")
+@arithmetic
 def linear(x, weight, bias=None):
     """x @ weight.T + bias, over the last dim.
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..execution import Kernel
 from ..tensor import record
-from .base import quiet
+from .base import quiet, wide
+from .precision import autocasts, in_float32
 from .softmax import ones
 
 _KERNELS = {name: Kernel("norm.cu", name, rows="rows", width="n") for name in (
@@ -23,6 +24,7 @@ _PART = 32  # rows: ROWS of norm.cu
 _BLOCK = 65536  # elements, of whole rows, that the reference takes through all steps in the cache
 
 
+@autocasts("float32")
 @quiet
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """weight * (x - mean) / sqrt(variance + eps) + bias, each over the last dims.
@@ -32,13 +34,15 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     Raises ValueError with the shapes if they do not match; TypeError for other types.
     """
     shape = _shape("layer_norm", input, normalized_shape, weight, bias)
-    x, dtype = input.array, input.array.dtype
+    x, run = input.array, _kernel("layer_norm_forward", input.array)
+    if run is None and x.itemsize == 2:
+        return in_float32(layer_norm, input, normalized_shape, weight, bias, eps)
     rows, n = _rows(x, shape)
     w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
     b = _zeros(n, rows.dtype) if bias is None else _vector(bias, rows)
     # What is saved: of each row its mean and 1 / sqrt(variance + eps).
-    out, mean, scale = np.empty_like(rows), *np.empty((2, len(rows)), rows.dtype)
-    if run := _kernel("layer_norm_forward", rows):
+    out, mean, scale = np.empty_like(rows), *np.empty((2, len(rows)), wide(rows.dtype))
+    if run:
         run(rows, w, b, out, mean, scale, len(rows), n, eps)
     else:
         for part in _parts(rows):
@@ -55,14 +59,14 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
             gw, gb = np.zeros((2, n), g.dtype)
             for part in _parts(g):
                 _gradients(g[part], rows[part], mean[part], scale[part], w, gx[part], gw, gb)
-        return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
-                None if weight is None else gw.reshape(shape).astype(dtype, copy=False),
-                None if bias is None else gb.reshape(shape).astype(dtype, copy=False))
+        return (gx.reshape(x_shape) if need_x else None,
+                None if weight is None else gw.reshape(shape).astype(g.dtype, copy=False),
+                None if bias is None else gb.reshape(shape).astype(g.dtype, copy=False))
     saved = [input] + ([weight] if need_x and weight is not None else [])
-    return record(out.reshape(x_shape).astype(dtype, copy=False), (input, weight, bias), backward,
-                  saved)
+    return record(out.reshape(x_shape), (input, weight, bias), backward, saved)
 
 
+@autocasts("float32")
 @quiet
 def rms_norm(input, normalized_shape, weight=None, eps=None):
     """weight * x / sqrt(mean(x^2) + eps), over the last dims.
@@ -73,12 +77,14 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     Raises what `layer_norm` does.
     """
     shape = _shape("rms_norm", input, normalized_shape, weight)
-    x, dtype = input.array, input.array.dtype
+    x, run = input.array, _kernel("rms_norm_forward", input.array)
+    if run is None and x.itemsize == 2:
+        return in_float32(rms_norm, input, normalized_shape, weight, eps)
     rows, n = _rows(x, shape)
     w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
-    eps = np.finfo(rows.dtype).eps if eps is None else eps
-    if run := _kernel("rms_norm_forward", rows):
-        out, scale = np.empty_like(rows), np.empty(len(rows), rows.dtype)
+    eps = np.finfo(wide(rows.dtype)).eps if eps is None else eps
+    if run:
+        out, scale = np.empty_like(rows), np.empty(len(rows), wide(rows.dtype))
         run(rows, w, out, scale, len(rows), n, eps)
     else:
         scale = 1 / np.sqrt(np.vecdot(rows, rows) / n + eps)
@@ -101,10 +107,10 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
                 normal *= np.vecdot(normal, weighted)[:, None] / n
                 np.subtract(weighted, normal, out=gx[part])
                 gx[part] *= scale[part, None]
-        return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
-                None if weight is None else gw.reshape(shape).astype(dtype, copy=False))
+        return (gx.reshape(x_shape) if need_x else None,
+                None if weight is None else gw.reshape(shape).astype(g.dtype, copy=False))
     saved = [input] + ([weight] if need_x and weight is not None else [])
-    return record(out.reshape(x_shape).astype(dtype, copy=False), (input, weight), backward, saved)
+    return record(out.reshape(x_shape), (input, weight), backward, saved)
 
 
 def _shape(name, input, normalized_shape, weight=None, bias=None):
@@ -124,12 +130,10 @@ def _shape(name, input, normalized_shape, weight=None, bias=None):
 
 
 def _rows(x, shape):
-    """(x as contiguous rows of the last dims `shape`, their length); float32 for float16, whose
-    range sums of squares leave.
-    """
+    """(x as contiguous rows of the last dims `shape`, their length)."""
     n = math.prod(shape)
     rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
-    return np.ascontiguousarray(rows, np.float32 if x.dtype == np.float16 else None), n
+    return np.ascontiguousarray(rows), n
 
 
 def _vector(parameter, rows):
@@ -154,7 +158,8 @@ def _in_parts(run, shape, rows, *arrays):
     It adds them up in parts of _PART rows; the parts are added here.
     """
     parts = -(-len(rows) // _PART)
-    partial, total = np.empty((parts, *shape), rows.dtype), np.empty(shape, rows.dtype)
+    dtype = wide(rows.dtype)
+    partial, total = np.empty((parts, *shape), dtype), np.empty(shape, dtype)
     run(rows, *arrays, partial, *rows.shape, parts)
     _KERNELS["add_parts"].build(rows.dtype)(partial, total, parts, total.size)
     return total

@@ -8,6 +8,7 @@ import numpy as np
 from ..execution import Kernel
 from ..tensor import record
 from .elementwise import keep
+from .precision import in_float32
 from .windows import Images, inside, output_size, pair, single
 
 _KERNELS = {name: Kernel("pool.cu", name, rows="lines", width="inner")
@@ -51,6 +52,8 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
     images = Images(x, *windows)
     forward, gather = (kernel.build(x.dtype) for kernel in _KERNELS.values())
     if not (forward and images.fit):
+        if x.itemsize == 2:
+            return in_float32(max_pool2d, input, kernel, stride, padding, ceil_mode=ceil_mode)
         out, backward = _by_tap(x, *windows)
         return record(out, (input,), backward, (input,), saves_output=True)
     # Of the forward its backward needs no more than which tap each window took: a byte.

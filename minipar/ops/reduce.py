@@ -10,16 +10,15 @@ import numpy as np
 from ..sinks import Deferred
 from ..tensor import Tensor, record
 from . import unary
-from .base import Like, floating, method, normal_dim, quiet
+from .base import Like, floating, method, normal_dim
 from .extremes import amax, reduced_axes
+from .precision import arithmetic, autocasts
 
 
 def _total(a, axes, keepdim):
-    """Sum over `axes`. Integers and bools sum to int64, float16 through float32."""
+    """Sum over `axes`. Integers and bools sum to int64."""
     if a.dtype.kind != "f":
         return np.add.reduce(a, axis=axes, dtype=np.int64, keepdims=keepdim)
-    if a.dtype == np.float16:
-        return np.add.reduce(a, axis=axes, dtype=np.float32, keepdims=keepdim)
     return np.add.reduce(a, axis=axes, keepdims=keepdim)
 
 
@@ -31,7 +30,8 @@ def _spread(g, like, axes):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def sum(x, dim=None, keepdim=False):
     """Sum over `dim` (int or tuple; None: all). Integers and bools give int64; empty sums are 0.
 
@@ -40,13 +40,12 @@ def sum(x, dim=None, keepdim=False):
     a = x.array
     axes, like = reduced_axes("sum", dim, a.ndim), Like(a.shape, a.dtype)
     out = _total(a, axes, keepdim)
-    if out.dtype != a.dtype and a.dtype.kind == "f":
-        out = out.astype(a.dtype)
     return record(out, (x,), lambda g: (_spread(g, like, axes),))
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def mean(x, dim=None, keepdim=False):
     """Mean over `dim` (int or tuple; None: all); of nothing it is NaN.
 
@@ -97,7 +96,8 @@ def _shape_without(axes, shape, keepdim):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def var(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
     """Variance over `dim` (int or tuple; None: all): squared deviations over count - correction.
 
@@ -110,7 +110,8 @@ def var(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def std(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
     """Standard deviation over `dim`: the root of `var`. Where it is 0 so is the gradient."""
     out, shape, slope = _variance("std", x, dim, unbiased, keepdim, correction)
@@ -122,7 +123,8 @@ def std(x, dim=None, unbiased=None, keepdim=False, *, correction=None):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def norm(x, p="fro", dim=None, keepdim=False):
     """The p-norm over `dim` (int or tuple; None: all) of a floating tensor as one long vector.
 
@@ -139,8 +141,7 @@ def norm(x, p="fro", dim=None, keepdim=False):
         return amax(unary.abs(x), () if dim is None else dim, keepdim)
     a = x.array
     axes = reduced_axes("norm", dim, a.ndim)
-    wide = a.astype(np.float32) if a.dtype == np.float16 else a
-    root = np.sqrt(_total(np.square(wide), axes, True))
+    root = np.sqrt(_total(np.square(a), axes, True))
 
     def backward(g):
         scale = np.where(root == 0, 0, g.reshape(root.shape) / root)
@@ -150,35 +151,35 @@ def norm(x, p="fro", dim=None, keepdim=False):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def logsumexp(x, dim, keepdim=False):
     """log(sum of exp(x)) over `dim` (int or tuple), without overflow; -inf of nothing."""
-    a, dtype = floating(x.array), floating(x.array).dtype
+    a = floating(x.array)
     axes = reduced_axes("logsumexp", dim, a.ndim)
-    wide = a.astype(np.float32) if dtype == np.float16 else a
-    largest = np.maximum.reduce(wide, axis=axes, keepdims=True, initial=-np.inf)
+    largest = np.maximum.reduce(a, axis=axes, keepdims=True, initial=-np.inf)
     largest = np.where(np.isfinite(largest), largest, 0)
-    total = np.add.reduce(np.exp(wide - largest), axis=axes, keepdims=True)
+    total = np.add.reduce(np.exp(a - largest), axis=axes, keepdims=True)
     out = np.log(total) + largest
 
     def backward(g):
         # The softmax of x: exp(x - out)
-        return ((g.reshape(out.shape) * np.exp(a - out)).astype(dtype, copy=False),)
-    result = out.astype(dtype).reshape(_shape_without(axes, a.shape, keepdim))
+        return (g.reshape(out.shape) * np.exp(a - out),)
+    result = out.reshape(_shape_without(axes, a.shape, keepdim))
     return record(result, (x,), backward, (x,))
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def cumsum(x, dim):
     """Sums of the elements up to each one along `dim` (int); integers and bools give int64."""
     a = x.array
     axis, shape = normal_dim(dim, a.ndim), a.shape
     dtype = a.dtype if a.dtype.kind == "f" else np.int64
-    wide = np.float32 if dtype == np.float16 else dtype
 
     def add_up(a):
-        return np.cumsum(a.reshape(shape or 1), axis, wide).astype(dtype, copy=False)
+        return np.cumsum(a.reshape(shape or 1), axis, dtype)
 
     def backward(g):
         return (np.flip(add_up(np.flip(g.reshape(shape or 1), axis)), axis).reshape(shape),)
@@ -186,7 +187,8 @@ def cumsum(x, dim):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def prod(x, dim=None, keepdim=False):
     """Product along `dim` (int; None: of all elements); integers and bools give int64.
 

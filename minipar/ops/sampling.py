@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import dtypes
 from ..context import current
-from .base import method
+from .base import method, wide
 from .creation import like, made, sizes, storage_of
 
 
@@ -24,22 +24,22 @@ def _source(name, generator):
 
 def _floating(name, dtype):
     storage = storage_of(dtype)
-    if storage.kind != "f":
+    if storage.kind not in dtypes.FLOATING:
         raise TypeError(f"{name}: a floating type is needed, not {dtypes.dtype(dtype)}")
     return storage
 
 
 def _uniform(name, shape, dtype, generator):
     source, dtype = _source(name, generator), _floating(name, dtype)
-    if dtype == np.float16:  # of float32 some would be rounded up to 1
-        return (source.integers(2**11, size=shape) / 2**11).astype(dtype)
+    if dtype.itemsize == 2:  # of float32 some would be rounded up to 1
+        digits = 11 if dtype == np.float16 else 8
+        return (source.integers(2**digits, size=shape) / 2**digits).astype(dtype)
     return np.asarray(source.random(shape, dtype))
 
 
 def _normal(name, shape, dtype, generator):
     source, dtype = _source(name, generator), _floating(name, dtype)
-    wide = np.float32 if dtype == np.float16 else dtype
-    return np.asarray(source.standard_normal(shape, wide)).astype(dtype, copy=False)
+    return np.asarray(source.standard_normal(shape, wide(dtype))).astype(dtype, copy=False)
 
 
 def rand(*size, generator=None, dtype=None, requires_grad=False):
@@ -80,7 +80,7 @@ def randint(low=0, high=None, size=None, *, generator=None, dtype=dtypes.int64,
         raise ValueError(f"randint: no integer from {low} to below {high}")
     storage, source = storage_of(dtype), _source("randint", generator)
     drawn = source.integers(low, high, sizes("randint", (size,)),
-                            np.int64 if storage.kind == "f" else storage)
+                            np.int64 if storage.kind in dtypes.FLOATING else storage)
     return made(np.asarray(drawn, storage), requires_grad)
 
 

@@ -1,16 +1,18 @@
 """Softmax and its logarithm, along any dim, with each row's own maximum taken off first.
 
 A row is what lies along `dim`. Rows that hold only -inf, or +inf or NaN, become NaN, as in
-PyTorch. float16 is computed in float32.
+PyTorch.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..execution import Kernel
 from ..tensor import record
 from .base import for_kernel, method, normal_dim, quiet
+from .precision import autocasts, in_float32
 
 _KERNELS = {name: Kernel("softmax.cu", name, rows="rows", width="n") for name in (
     "softmax_forward", "softmax_backward", "log_softmax_forward", "log_softmax_backward")}
@@ -60,21 +62,22 @@ def _row_sum(a, dim):
 def _input(name, x, dim):
     """(array to compute with, dim from the front) or an error."""
     a = x.array
-    if a.dtype.kind != "f":
+    if a.dtype.kind not in FLOATING:
         raise TypeError(f"{name}: a floating type is needed, not {x.dtype}")
     dim = normal_dim(dim, a.ndim)
-    if a.dtype == np.float16:
-        a = a.astype(np.float32)
     return a if a.ndim else a.reshape(1), dim
 
 
 @method()
+@autocasts("float32")
 @quiet
 def softmax(x, dim):
     """exp(x) / sum of exp(x) along `dim`. Raises TypeError unless x is of a floating type."""
     a, dim = _input("softmax", x, dim)
-    shape, dtype = x.array.shape, x.array.dtype
-    if run := _kernel("softmax_forward", a, dim):
+    shape, run = x.array.shape, _kernel("softmax_forward", a, dim)
+    if run is None and a.itemsize == 2:
+        return in_float32(softmax, x, dim)
+    if run:
         y = np.empty(a.shape, a.dtype)
         run(for_kernel(a), y)
     elif a.size:
@@ -90,25 +93,27 @@ def softmax(x, dim):
         if run := _kernel("softmax_backward", y, dim):
             gx = np.empty(y.shape, y.dtype)
             run(y, for_kernel(g), gx)
-            return (gx.astype(dtype, copy=False).reshape(shape),)
+            return (gx.reshape(shape),)
         if dim == y.ndim - 1:
             gx = g - np.vecdot(g, y)[..., None]
         else:
             gx = g * y
             np.subtract(g, np.add.reduce(gx, axis=dim, keepdims=True), out=gx)
         gx *= y
-        return (gx.astype(dtype, copy=False).reshape(shape),)
-    out = y.astype(dtype, copy=False).reshape(shape)
-    return record(out, (x,), backward, saves_output=True)
+        return (gx.reshape(shape),)
+    return record(y.reshape(shape), (x,), backward, saves_output=True)
 
 
 @method()
+@autocasts("float32")
 @quiet
 def log_softmax(x, dim):
     """x - log(sum of exp(x)) along `dim`. Raises TypeError unless x is of a floating type."""
     a, dim = _input("log_softmax", x, dim)
-    shape, dtype = x.array.shape, x.array.dtype
-    if run := _kernel("log_softmax_forward", a, dim):
+    shape, run = x.array.shape, _kernel("log_softmax_forward", a, dim)
+    if run is None and a.itemsize == 2:
+        return in_float32(log_softmax, x, dim)
+    if run:
         y = np.empty(a.shape, a.dtype)
         run(for_kernel(a), y)
     elif a.size:
@@ -123,10 +128,9 @@ def log_softmax(x, dim):
         if run := _kernel("log_softmax_backward", y, dim):
             gx = np.empty(y.shape, y.dtype)
             run(y, for_kernel(g), gx)
-            return (gx.astype(dtype, copy=False).reshape(shape),)
+            return (gx.reshape(shape),)
         gx = np.exp(y)
         gx *= _row_sum(g, dim)
         np.subtract(g, gx, out=gx)
-        return (gx.astype(dtype, copy=False).reshape(shape),)
-    out = y.astype(dtype, copy=False).reshape(shape)
-    return record(out, (x,), backward, saves_output=True)
+        return (gx.reshape(shape),)
+    return record(y.reshape(shape), (x,), backward, saves_output=True)

@@ -7,17 +7,20 @@ import math
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..execution import Kernel
 from ..tensor import record
-from .base import floating, gradient_by_kernel, method, quiet
+from .base import floating, gradient_by_kernel, method
 from .elementwise import pow
 from .erf import erf as erf_of
+from .precision import arithmetic, autocasts
 
 _TANH_BACKWARD = Kernel("activation.cu", "tanh_backward", elements="n")
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def exp(x):
     """e ** x."""
     out = np.exp(floating(x.array))
@@ -25,7 +28,8 @@ def exp(x):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def log(x):
     """Natural logarithm."""
     a = floating(x.array)
@@ -33,7 +37,7 @@ def log(x):
 
 
 @method()
-@quiet
+@arithmetic
 def sqrt(x):
     """Square root."""
     out = np.sqrt(floating(x.array))
@@ -41,7 +45,8 @@ def sqrt(x):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def rsqrt(x):
     """1 / square root."""
     out = 1 / np.sqrt(floating(x.array))
@@ -49,7 +54,8 @@ def rsqrt(x):
 
 
 @method()
-@quiet
+@autocasts("float32")
+@arithmetic
 def reciprocal(x):
     """1 / x."""
     out = 1 / floating(x.array)
@@ -63,7 +69,7 @@ def square(x):
 
 
 @method()
-@quiet
+@arithmetic
 def sin(x):
     """Sine of an angle in radians."""
     a = floating(x.array)
@@ -71,7 +77,7 @@ def sin(x):
 
 
 @method()
-@quiet
+@arithmetic
 def cos(x):
     """Cosine of an angle in radians."""
     a = floating(x.array)
@@ -79,6 +85,7 @@ def cos(x):
 
 
 @method()
+@arithmetic
 def tanh(x):
     """Hyperbolic tangent."""
     out = np.tanh(floating(x.array))
@@ -94,7 +101,7 @@ def tanh(x):
 
 
 @method()
-@quiet
+@arithmetic
 def erf(x):
     """The error function, 2 / sqrt(pi) times the integral of exp(-t^2) from 0 to x."""
     a = floating(x.array)
@@ -134,7 +141,7 @@ def sign(x):
 def _step(name, function, x):
     """function(x), which changes in steps, so that its gradient is 0; integers as they are."""
     a = _numeric(name, x)
-    return function(a) if a.dtype.kind == "f" else a.copy()
+    return function(a) if a.dtype.kind in FLOATING else a.copy()
 
 
 @method()

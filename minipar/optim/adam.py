@@ -5,11 +5,11 @@ import math
 import numpy as np
 
 from ..execution import Kernel
+from ..ops.base import wide
 from .optimizer import Optimizer
 
 _ADAM = Kernel("optimizer.cu", "adam", elements="n")
 _AMSGRAD = Kernel("optimizer.cu", "amsgrad", elements="n")
-_TINY = {np.dtype(t): float(np.finfo(t).tiny) for t in (np.float16, np.float32, np.float64)}
 
 
 def _corrections(group, step, dtype):
@@ -20,7 +20,8 @@ def _corrections(group, step, dtype):
     """
     beta1, beta2 = group["betas"]
     root = math.sqrt(1 - beta2 ** step)
-    return max(group["eps"] * root, _TINY[dtype]), group["lr"] * root / (1 - beta1 ** step)
+    tiny = float(np.finfo(wide(dtype)).tiny)
+    return max(group["eps"] * root, tiny), group["lr"] * root / (1 - beta1 ** step)
 
 
 class Adam(Optimizer):

@@ -13,6 +13,7 @@ from ..context import enable_grad, recorded
 from ..nn.flat import flatten
 from ..nn.parameter import Parameter
 from ..nn.utils import sum_of_squares
+from ..ops.base import wide
 from ..tensor import Tensor
 from .saving import Saving
 
@@ -65,7 +66,8 @@ class Optimizer(Saving):
         self._steps = np.array([steps.get(id(p), 0) for p, *_ in self._order], np.int64)
         self._sinks = [p.sink for p, *_ in self._order]
         self._fresh = None  # which had no gradient when the stretches were last cut
-        self._scratch = {f.data.dtype: np.empty((2, BLOCK), f.data.dtype) for f in self._flats}
+        self._scratch = {d: np.empty((2, BLOCK), wide(d))
+                         for d in {f.data.dtype for f in self._flats}}
 
     def _complete(self, group):
         """A group with all options, checked, its parameters in a list and names in another."""
@@ -183,9 +185,13 @@ class Optimizer(Saving):
     def _in_blocks(self, p, grad, scale, states, group, step):
         scratch = self._scratch[p.dtype]
         for a in range(0, len(p), BLOCK):
-            part = slice(a, a + BLOCK)
-            self._update(p[part], grad[part], scale, [s[part] for s in states], group, step,
+            own = [array[a:a + BLOCK] for array in (p, grad, *states)]
+            block = [array.astype(scratch.dtype, copy=False) for array in own]  # of 16 bits: copies
+            self._update(block[0], block[1], scale, block[2:], group, step,
                          scratch[:, :len(p) - a])
+            for array, new in zip(own, block):
+                if new is not array:
+                    array[...] = new
 
     def _update(self, p, grad, scale, states, group, step, scratch):
         """Update block p (1-D, in place) from `grad`, which is to be multiplied by `scale`.

@@ -7,6 +7,7 @@ knows of the flat memory that the state lies in.
 
 import numpy as np
 
+from ..dtypes import array_of
 from ..tensor import Tensor
 
 # Options of PyTorch's groups that do not change what a step computes.
@@ -130,7 +131,7 @@ class Saving:
         for key, own in self._arrays(i).items():
             if key in entry:
                 value = entry[key]
-                arrays[key] = value.array if isinstance(value, Tensor) else np.asarray(value)
+                arrays[key] = array_of(value)
                 if arrays[key].shape != own.shape:
                     problems.append(f"{name}.{key} is {arrays[key].shape} where the parameter "
                                     f"has {own.shape}")

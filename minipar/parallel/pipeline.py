@@ -28,17 +28,20 @@ class Pipeline:
     loss:      (output of the last stage, targets) -> (sum of the losses, a 0-d tensor; their
                count), run on the rank of the last stage.
     recompute: F keeps only a stage's input, and its B or I runs F once more.
+    precision: makes the context manager of forward passes. scale: what the loss is multiplied by
+               before its backward, a function.
     varying:   samples may have another shape in every micro-batch; otherwise the shape of what
                passes between two stages is agreed once.
     """
 
     def __init__(self, part, schedule, comm, replicas, loss, *, bucket_cap_mb=25,
-                 algorithm="auto", recompute=False, varying=False):
+                 algorithm="auto", recompute=False, varying=False, precision=nullcontext,
+                 scale=lambda loss: loss):
         if schedule.ranks != comm.size:
             raise ValueError(f"schedule {schedule.name} is for {schedule.ranks} ranks, the "
                              f"pipeline has {comm.size}")
         self.part, self.schedule, self.comm = part, schedule, comm
-        self.loss, self.recompute = loss, recompute
+        self.loss, self.recompute, self.precision, self.scale = loss, recompute, precision, scale
         self._actions, self._last = lower(schedule)[comm.rank], schedule.stages - 1
         owners = schedule.rank_of
         # {stage: the Boundary in front of it}, for those between this rank and another one.
@@ -109,7 +112,7 @@ class Pipeline:
         Called by all ranks of the pipeline, in eval mode; records no graph.
         """
         value, samples = inputs, len(inputs)
-        with no_grad():
+        with no_grad(), self.precision():
             for stage in range(self._last + 1):
                 boundary = self.boundaries.get(stage)
                 if stage in self.part.stages:
@@ -164,7 +167,8 @@ class _Run:
 
     def _forward(self, stage, x, m):
         """The stage's output; of the last one, its loss."""
-        with batch_position(self._step, self._start + self._begins[m]):
+        with (batch_position(self._step, self._start + self._begins[m]),
+              self._pipeline.precision()):
             y = self._stages[stage](x)
             if stage == self._pipeline._last:
                 begin = self._begins[m]
@@ -182,6 +186,8 @@ class _Run:
             gradient = self._made.pop((False, stage + 1, m))
         if y is None:
             y = self._forward(stage, x, m)
+        if stage == self._pipeline._last:
+            y = self._pipeline.scale(y)
         if y.requires_grad:
             backward([y], [gradient], postponed=postponed)
         if stage > 0:

@@ -1,7 +1,10 @@
 """The trainer for a model that is cut: by layers over the pipeline's ranks, and replicated."""
 
+from contextlib import nullcontext
+
 import numpy as np
 
+from ..amp import GradScaler
 from .partition import Part, balanced, parameter_counts
 from .pipeline import Pipeline
 from .trainer import Trainer, cut
@@ -13,19 +16,21 @@ class Pipelined(Trainer):
     model:     whole, without memory: parameters that live elsewhere are never made here.
     schedule:  a Schedule for mesh.pp ranks.
     counts:    how many blocks each stage has; balanced by parameters if None.
-    loss, make_optimizer: as for Replicated. recompute, algorithm: as for Pipeline.
+    loss, make_optimizer, precision, scaler: as for Replicated. recompute, algorithm: as for Pipeline.
     """
 
     def __init__(self, model, make_optimizer, loss, comm, mesh, schedule, *, counts=None,
-                 recompute=False, algorithm="auto"):
+                 recompute=False, algorithm="auto", precision=nullcontext, scaler=None):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
+        self.scaler = scaler or GradScaler(enabled=False)
         counts = counts or balanced(parameter_counts(model), schedule.stages)
         self.module = Part(model, counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
         self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"),
                                  mesh.split(comm, "dp"), loss, recompute=recompute,
-                                 algorithm=algorithm)
+                                 algorithm=algorithm, precision=precision,
+                                 scale=self.scaler.scale)
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
         self._tells = place["tp"] == 0 and self.pipeline.has_last_stage

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
+from ..amp import GradScaler
 from ..context import batch_position, no_grad
 from ..tensor import Tensor
 from .ddp import DistributedDataParallel
@@ -35,9 +36,10 @@ class Trainer:
     comm:      all ranks of the job. mesh: how they share the work.
     module:    what this rank holds; its parameters have the names that they have in the whole.
     optimizer: over the module's parameters.
+    scaler:    a GradScaler, disabled if gradients need none.
     """
 
-    comm = mesh = module = optimizer = None
+    comm = mesh = module = optimizer = scaler = None
     overlap = None  # share of the last step's reductions that ran beside computation, if known
 
     def gradients(self, inputs, targets, shard, step, stop):
@@ -65,7 +67,8 @@ class Trainer:
         total, count, stops = self.gradients(inputs, targets, shard, step, stop)
         if not math.isfinite(total):
             raise Diverged(f"loss is {total} at step {step + 1}; {self.first_bad()}")
-        self.optimizer.step(scale=1 / max(count, 1), max_norm=max_norm)
+        self.scaler.step(self.optimizer, scale=1 / max(count, 1), max_norm=max_norm)
+        self.scaler.update()
         return total / max(count, 1), stops > 0
 
     def first_bad(self):
@@ -126,11 +129,13 @@ class Replicated(Trainer):
     """Every rank holds the whole model and takes a slice of each global batch.
 
     loss: (outputs, targets) -> (sum, count). make_optimizer: from the wrapped module.
+    precision: a context manager for forward passes and losses, made by calling it.
     """
 
     def __init__(self, module, make_optimizer, loss, comm, mesh, *, microbatches=1,
-                 algorithm="auto"):
+                 algorithm="auto", precision=nullcontext, scaler=None):
         self.comm, self.mesh, self._loss, self._microbatches = comm, mesh, loss, microbatches
+        self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
                                              algorithm=algorithm)
         self.module, self.optimizer = module, make_optimizer(self.model)
@@ -142,11 +147,13 @@ class Replicated(Trainer):
             last, part = i == len(sizes) - 1, slice(at, at + size)
             with (batch_position(step, shard.start + at),
                   nullcontext() if last else self.model.no_sync()):
-                loss, count = self._loss(self.model(Tensor(inputs[part])), Tensor(targets[part]))
+                with self._precision():
+                    loss, count = self._loss(self.model(Tensor(inputs[part])),
+                                             Tensor(targets[part]))
                 totals[:2] += loss.item(), count
                 if last:  # every rank starts this first, then the buckets: the agreed order
                     reduction = self.comm.all_reduce(totals, async_op=True)
-                loss.backward()
+                self.scaler.scale(loss).backward()
             at += size
         reduction.wait()
         return totals
@@ -156,7 +163,7 @@ class Replicated(Trainer):
         return self.model.overlap
 
     def predict(self, inputs):
-        with no_grad():
+        with no_grad(), self._precision():
             return self.model(Tensor(inputs))
 
     def parameters(self):
