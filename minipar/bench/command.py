@@ -11,8 +11,8 @@ from .. import dtypes
 from ..comm import world
 from ..comm.cost import predict
 from ..comm.machine import read_machine
-from ..comm.plan import OPS
 from ..comm.program import ALGORITHMS
+from ..comm.reduction import OPS
 from ..options import UsageError
 from . import gloo
 from .cases import BUS, Case
