@@ -109,8 +109,13 @@ def parser():
     add("--ranks", type=count, metavar="N", help="start N ranks here, without mpirun")
     add("--launcher", type=_one_of(LAUNCHERS), default="processes",
         help="what --ranks starts: processes (default), threads, or mpi")
-    add("--dp", type=count, metavar="N", help="replicas of the model: what --pp leaves, if given")
+    add("--dp", type=count, metavar="N", help="replicas of the model: what --pp and --tp leave, "
+        "if given")
     add("--pp", type=count, default=1, metavar="N", help="cut the model by layers over N ranks")
+    add("--tp", type=count, default=1, metavar="N", help="cut every layer over N ranks: attention "
+        "heads, features, vocabulary (gpt, mlp)")
+    add("--sequence-parallel", action="store_true",
+        help="with --tp, norms and dropouts of the gpt work on pieces of the sequence")
     add("--schedule", default="1f1b", metavar="NAME | FILE", help="of the pipeline: "
         + ", ".join(SCHEDULES) + "; or one of yours, proved first: my.csv, FILE.py:NAME")
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
@@ -190,7 +195,7 @@ def _check_algorithm(o, world_size):
 def _check_layout(o, world_size):
     """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
     try:
-        o.mesh = Mesh.of(world_size, o.dp, o.pp)
+        o.mesh = Mesh.of(world_size, o.dp, o.pp, o.tp)
     except ValueError as error:
         raise UsageError(str(error)) from None
     o.pipeline, asked = None, o.microbatches
@@ -200,13 +205,18 @@ def _check_layout(o, world_size):
         m = asked if o.schedule.endswith(".csv") else o.microbatches  # a file says how many
         o.pipeline = schedule_of(o.schedule, o.pp, m, o.chunks)
         o.microbatches = o.pipeline.microbatches
+    elif o.tp > 1:
+        o.pipeline = SCHEDULES["1f1b"](1, o.microbatches)  # of one stage
     dp = o.mesh.dp
+    shares = f"{dp} {'ranks' if dp == world_size else 'replicas'}"
     if o.batch_size < dp:
-        raise UsageError(f"global batch {o.batch_size} < {dp} ranks" if o.pp == 1 else
-                         f"global batch {o.batch_size} < {dp} replicas")
+        raise UsageError(f"global batch {o.batch_size} < {shares}")
     if o.batch_size < dp * o.microbatches:
-        raise UsageError(f"global batch {o.batch_size} < {dp} {'replicas' if o.pp > 1 else 'ranks'}"
-                         f" x {o.microbatches} micro-batches = {dp * o.microbatches}")
+        raise UsageError(f"global batch {o.batch_size} < {shares} x {o.microbatches} micro-batches "
+                         f"= {dp * o.microbatches}")
+    if o.sequence_parallel and (o.tp == 1 or o.model != "gpt"):
+        raise UsageError("--sequence-parallel is for a gpt with --tp, not "
+                         + (f"{o.model}" if o.model != "gpt" else "--tp 1"))
 
 
 def parse(argv, world_size):

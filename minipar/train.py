@@ -176,7 +176,8 @@ class Job:
     def run(self):
         """Train; returns the final metrics, or None if training was interrupted."""
         o, comm = self.o, self.comm
-        layout = f" ({o.mesh}, {o.schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
+        schedule = f", {o.schedule}" if o.mesh.pp > 1 else ""
+        layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
                         f"{o.algorithm} all-reduce" + (f" as {o.codec}" if o.codec else "")
