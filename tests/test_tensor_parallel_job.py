@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from launch import mpirun, python
 
 from minipar import options, train
 from minipar.checkpoint import load_file
@@ -70,6 +71,22 @@ def test_a_checkpoint_of_one_layout_goes_on_in_any_other(tmp_path):
         found = run(tmp_path / "moving", n, steps, *layout, *resume)
         assert len(found[1]) == 1
     same(found, whole)
+
+
+@pytest.mark.parametrize("layout", [("--dp", 2, "--tp", 2), ("--pp", 2, "--tp", 2)])
+def test_over_mpi_too_the_job_is_the_serial_job(layout, tmp_path):
+    (tmp_path / "t.txt").write_text("to be or not to be, that is the question. " * 50)
+    job = ["-m", "minipar.train", *SIZES["gpt"], *JOB, "--data", tmp_path / "t.txt", "--steps", 4,
+           "--eval-every", 2, "--metrics"]
+    for done in (python(*job, tmp_path / "serial"), mpirun(4, *job, tmp_path / "cut", *layout)):
+        assert (done.returncode, done.stderr) == (0, "")
+    found, expected = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+                       for name in ("cut", "serial"))
+    assert [e["event"] for e in found] == [e["event"] for e in expected]
+    for ours, theirs in zip(found, expected):
+        for key in {"loss", "grad_norm", "accuracy"} & theirs.keys():
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-12)
+    assert found[-1]["tp"] == 2
 
 
 REFUSED = [
