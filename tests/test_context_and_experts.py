@@ -143,3 +143,19 @@ def test_mixtures_that_cannot_be_are_refused_with_the_arithmetic():
             with pytest.raises(ValueError, match=f"^{words}$"):
                 MixtureOfExperts(3, experts, k, lambda: nn.Linear(3, 3), world())
     on(2, rank)
+
+
+def test_ring_attention_of_16_bits_is_rounded_once():
+    rng = np.random.default_rng(4)
+    arrays = rng.standard_normal((4, 2, 8, 4)).astype(np.float16)
+
+    def ring(dtype):
+        q, k, v, g = (pieces(a.astype(dtype), 2, 1)[world().rank] for a in arrays)
+        q, k, v = (Tensor(a, requires_grad=True) for a in (q, k, v))
+        out = ring_attention(q, k, v, world(), is_causal=True)
+        backward([out], [g])
+        return [out.array, *(t.grad.array for t in (q, k, v))]
+    for low, high in zip(on(2, ring, np.float16), on(2, ring, np.float32)):
+        for a, b in zip(low, high):
+            assert a.dtype == np.float16
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)

@@ -372,3 +372,22 @@ def test_models_that_cannot_be_cut_are_refused_with_the_arithmetic():
         with pytest.raises(ValueError, match="4 elements along dimension 1 do not divide into 3"):
             mappings.own_piece(Tensor(np.zeros((2, 4))), world(), 1)
     on(3, rank)
+
+
+def test_the_loss_of_a_cut_vocabulary_of_16_bits_is_computed_in_32():
+    logits = np.random.default_rng(6).standard_normal((40, 9)).astype(np.float16)
+    targets = Tensor(np.arange(40) % 9)
+
+    def rank(dtype, function, *args):
+        comm = world()
+        mine = logits[:, slice(*Shard(0, comm.rank, comm.size, length=9).bounds())].astype(dtype)
+        mine = Tensor(mine, requires_grad=True)
+        total, _ = function(mine, targets, *args, *[comm] * len(args))
+        total.backward()
+        return total.array, mine.grad.array
+    (whole, gradient), = on(1, rank, np.float32, cross_entropy_sum_count)
+    for (total, mine), expected in zip(on(2, rank, np.float16, vocab_parallel_cross_entropy, 9),
+                                       np.split(gradient, [4], axis=1)):
+        assert total.dtype == mine.dtype == np.float16
+        np.testing.assert_allclose(total, whole, rtol=1e-3)
+        np.testing.assert_allclose(mine, expected, rtol=1e-3, atol=1e-6)

@@ -73,6 +73,15 @@ def test_a_checkpoint_of_one_layout_goes_on_in_any_other(tmp_path):
     same(found, whole)
 
 
+def test_in_mixed_precision_the_cut_model_trains_as_the_whole_one(tmp_path):
+    job = ["--dtype", "float32", "--amp", "float16"]
+    for name in ("serial", "cut"):
+        (tmp_path / name).mkdir()
+    _, found = run(tmp_path / "cut", 4, 4, "--tp", 2, "--pp", 2, "--sequence-parallel", *job)
+    _, expected = run(tmp_path / "serial", 1, 4, *job)
+    np.testing.assert_allclose(found, expected, rtol=3e-3)
+
+
 @pytest.mark.parametrize("layout", [("--dp", 2, "--tp", 2), ("--pp", 2, "--tp", 2)])
 def test_over_mpi_too_the_job_is_the_serial_job(layout, tmp_path):
     (tmp_path / "t.txt").write_text("to be or not to be, that is the question. " * 50)

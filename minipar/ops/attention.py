@@ -35,16 +35,16 @@ def _causal(queries, keys, dtype):
 @autocasts("low")
 @quiet
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
-                                 is_causal=False, scale=None, *, name="",
-                                 piece=(0, 1)):
+                                 is_causal=False, scale=None, *, name="", piece=(0, 1)):
     """softmax(query @ key.T * scale + mask) @ value, over the last two dims.
 
     query (..., L, E), key (..., S, E), value (..., S, Ev) -> (..., L, Ev); leading dims broadcast.
     attn_mask: broadcastable to (..., L, S); bool (True takes part) or floating (added to the
     scores). is_causal: query i sees keys 0..i. scale: 1 / sqrt(E) if None. dropout_p: applied to
     the probabilities whenever it is not 0, with the masks of `dropout` under `name`; dim 0 counts
-    the samples, and `piece` says which heads dim 1 is, as for `keep_mask`. A query that sees no key gets zeros, as in PyTorch. NaN and infinity behind a
-    causal mask may still make NaN of what does not see them: their weight is 0, and 0 * inf is NaN.
+    the samples, and `piece` says which heads dim 1 is, as for `keep_mask`. A query that sees no
+    key gets zeros, as in PyTorch. NaN and infinity behind a causal mask may still make NaN of what
+    does not see them: their weight is 0, and 0 * inf is NaN.
     Raises ValueError with the shapes if they do not match, for a mask beside is_causal, and unless
     0 <= dropout_p <= 1; TypeError if the types differ.
     """

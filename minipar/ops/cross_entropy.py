@@ -82,7 +82,7 @@ def _cross_entropy(input, target, ignore_index, reduction):
     # In C order, so that elements are found in the flat array.
     rows = np.ascontiguousarray(a).reshape(target.array.size, classes)
     t, kept, count = check_targets("cross_entropy", target.array.reshape(-1), classes,
-                                    ignore_index)
+                                   ignore_index)
     gradient = None  # from the kernel: of the losses, divided by the count already
     wanted = input.requires_grad and current().grad_enabled
     if any_rows and (run := (_GRADIENT if wanted else _LOSS).build(rows.dtype)):

@@ -28,7 +28,7 @@ def keep_mask(shape, p, name, piece=(0, 1)):
 
     p is rounded down to a multiple of 2**-32: an element is kept if its 32 random bits are at
     least floor(p 2**32). Element e of the sample at position i of the global batch has number
-    i * stride + e of the stream, where stride is the whole sample's size rounded up to whole blocks.
+    i * stride + e of the stream, where stride is a whole sample's size rounded up to whole blocks.
     Counts as one call of `name`.
     """
     context = current()

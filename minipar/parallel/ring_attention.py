@@ -17,10 +17,13 @@ import math
 
 import numpy as np
 
+from ..dtypes import FLOATING
 from ..ops.base import quiet
+from ..ops.precision import autocasts
 from ..tensor import record
 
 
+@autocasts("low")
 @quiet
 def ring_attention(query, key, value, comm, *, is_causal=False, scale=None):
     """The rank's piece of scaled_dot_product_attention over the sequence of all ranks of `comm`.
@@ -34,11 +37,11 @@ def ring_attention(query, key, value, comm, *, is_causal=False, scale=None):
     if q.ndim < 2 or q.shape != k.shape or v.shape[:-1] != q.shape[:-1]:
         raise ValueError(f"ring_attention: query {q.shape}, key {k.shape}, value {v.shape}: "
                          f"expected (..., T, E) twice and (..., T, Ev)")
-    if not q.dtype == k.dtype == v.dtype or q.dtype.kind != "f":
+    if not q.dtype == k.dtype == v.dtype or q.dtype.kind not in FLOATING:
         raise TypeError(f"ring_attention: one floating type is needed, not {q.dtype}, {k.dtype}, "
                         f"{v.dtype}")
     dtype, scale = q.dtype, 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
-    if dtype == np.float16:
+    if dtype.itemsize == 2:
         q, k, v = (a.astype(np.float32) for a in (q, k, v))
     largest = np.full(q.shape[:-1], -np.inf, q.dtype)
     total, out = np.zeros_like(largest), np.zeros_like(v)

@@ -11,6 +11,7 @@ from ..nn import functional as F
 from ..nn.placement import Shard
 from ..ops.base import quiet
 from ..ops.cross_entropy import check_targets
+from ..ops.precision import autocasts
 from ..tensor import Tensor, record
 from .mappings import gather_alike
 from .tensor import Sharded
@@ -67,6 +68,7 @@ class VocabParallelHead(_Vocabulary):
         return gather_alike(logits, self.comm, logits.ndim - 1, self.length)
 
 
+@autocasts("float32")
 @quiet
 def vocab_parallel_cross_entropy(logits, targets, length, comm, *, ignore_index=-100):
     """(sum of the cross-entropies, 0-d tensor; number of targets that are not ignored).
@@ -80,7 +82,7 @@ def vocab_parallel_cross_entropy(logits, targets, length, comm, *, ignore_index=
     if a.shape != (*targets.shape, stop - start):
         raise ValueError(f"cross_entropy: logits {a.shape} and targets {targets.shape}: expected "
                          f"(N, {stop - start}), rows {start} to {stop} of {length}, and (N,)")
-    if dtype == np.float16:
+    if dtype.itemsize == 2:
         a = a.astype(np.float32)
     t, kept, count = check_targets("cross_entropy", targets.array, length, ignore_index)
     kept = np.ones(len(t), bool) if kept is None else kept
