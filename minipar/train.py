@@ -4,11 +4,11 @@
     python -m minipar.train --ranks 4             four ranks, started here, the same result
     mpirun -n 4 python -m minipar.train           four ranks by MPI, the same result
 
-Every rank holds the whole model and takes a slice of each global batch, or (--pp) holds some of
-its layers. Losses are sums: the gradients and the count are reduced over the ranks and divided
-once, in the optimizer's step, so the result does not depend on how the work was cut. Exit
-status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for something that
-cannot be.
+Every rank holds the whole model and takes a slice of each global batch, or holds some (--pp) of
+its layers or a part (--tp) of each. Losses are sums: the gradients and the count are reduced
+over the ranks and divided once, in the optimizer's step, so the result does not depend on how the
+work was cut. Exit status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for
+something that cannot be.
 """
 
 import hashlib

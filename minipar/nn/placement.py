@@ -53,7 +53,7 @@ class Shard:
 
     def take(self, whole):
         """This piece of `whole`, a new contiguous array."""
-        return np.ascontiguousarray(self._view(whole)).reshape(self.shape(whole.shape))
+        return np.array(self._view(whole), order="C").reshape(self.shape(whole.shape))
 
     def put(self, piece, whole):
         """Write this piece into `whole`."""
