@@ -173,11 +173,11 @@ def _encoded(program, o, world_size):
     return program
 
 
-def _check_algorithm(o, world_size):
-    """Set `o.program`, what data parallelism reduces with: a name, or a Program of the user's."""
+def _check_algorithm(o, replicas):
+    """Set `o.program`, what the replicas reduce with: a name, or a Program of the user's."""
     o.program = o.algorithm
     if ".py:" in o.algorithm:
-        o.program = _users_program(*o.algorithm.rsplit(":", 1), world_size)
+        o.program = _users_program(*o.algorithm.rsplit(":", 1), replicas)
         return
     valid = names("all_reduce")
     if o.algorithm not in valid:
@@ -185,7 +185,7 @@ def _check_algorithm(o, world_size):
         raise UsageError(f"argument --algorithm: no {o.algorithm!r}: "
                          f"did you mean {', '.join(near)}?")
     program = ALGORITHMS["all_reduce"].get(o.algorithm)
-    if program is not None and (reason := program.refusal(world_size)):
+    if program is not None and (reason := program.refusal(replicas)):
         raise UsageError(f"argument --algorithm: {reason}")
     if o.algorithm == "mpi" and not is_launched() and not (o.ranks and o.launcher == "mpi"):
         raise UsageError("argument --algorithm: mpi is the MPI library's own: start with mpirun, "
@@ -243,7 +243,7 @@ def parse(argv, world_size):
     if o.ranks and o.ranks != world_size:
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
     _check_layout(o, world_size)
-    _check_algorithm(o, world_size)
+    _check_algorithm(o, o.mesh.dp)
     if o.codec:
         o.program = _encoded(o.program, o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():
