@@ -47,7 +47,7 @@ class Deferred:
 class Sink:
     """The gradient of one leaf: `shape`, `dtype`, an optional fixed `buffer`, and a fresh flag."""
 
-    __slots__ = ("shape", "dtype", "buffer", "fresh", "hooks", "filters")
+    __slots__ = ("shape", "dtype", "buffer", "fresh", "hooks", "filters", "provide")
 
     def __init__(self, shape, dtype, buffer=None):
         self.shape, self.dtype = shape, dtype
@@ -55,6 +55,7 @@ class Sink:
         self.fresh = True  # no gradient since the last reset
         self.hooks = {}  # of callables without arguments, for when the gradient is complete
         self.filters = None  # of hooks that each backward's gradient passes through (`hooks.py`)
+        self.provide = None  # called when there is no buffer, to place the sink in one
 
     def out_buffer(self):
         """The array to assign the gradient to (`matmul(out=...)`), or None if it has one already.
@@ -64,7 +65,10 @@ class Sink:
         if not self.fresh:
             return None
         if self.buffer is None:
-            self.buffer = np.empty(self.shape, self.dtype)
+            if self.provide is None:
+                self.buffer = np.empty(self.shape, self.dtype)
+            else:
+                self.provide()
         return self.buffer
 
     def written(self):

@@ -17,9 +17,11 @@ class FlatParameters:
     Each start is aligned; the few elements in between are 0 in both and stay 0.
     used:       one element per parameter, in front of `grad` in the same memory (`reduced`), so
                 that which parameters had a gradient is reduced together with the gradients.
+    sinks:      of the parameters, one each.
+    parts:      the length is a multiple of so many aligned parts.
     """
 
-    def __init__(self, parameters):
+    def __init__(self, parameters, parts=1):
         self.parameters = list(parameters)
         dtype = self.parameters[0].array.dtype
         step = ALIGN // dtype.itemsize
@@ -31,14 +33,16 @@ class FlatParameters:
             self.starts.append(at)
             self.stops.append(at + p.numel())
             at = up(at + p.numel())
+        at = -(-at // (step * parts)) * step * parts
         head = up(len(self.parameters))
-        self.data = _aligned_zeros(at, dtype)
-        self.reduced = _aligned_zeros(head + at, dtype)
+        self.data = aligned_zeros(at, dtype)
+        self.reduced = aligned_zeros(head + at, dtype)
         self.used, self.grad = self.reduced[:len(self.parameters)], self.reduced[head:]
         self.head = head
         self.index = {}
         for i, p in enumerate(self.parameters):
             self._adopt(i, p)
+        self.sinks = [p.sink for p in self.parameters]
 
     def _adopt(self, i, p):
         """Move one parameter and its gradient here."""
@@ -63,8 +67,14 @@ class FlatParameters:
         i = self.index[id(parameter)]
         return self.starts[i], self.stops[i]
 
+    def view(self, parameter, array):
+        """What belongs to a parameter in an array like `data`, in the parameter's shape."""
+        start, stop = self.range_of(parameter)
+        return array[start:stop].reshape(parameter.shape)
 
-def _aligned_zeros(n, dtype):
+
+def aligned_zeros(n, dtype):
+    """n zeros, the first of them at an aligned address."""
     raw = np.zeros(n * dtype.itemsize + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
     return raw[start:start + n * dtype.itemsize].view(dtype)
@@ -79,12 +89,12 @@ def flatten(parameters):
     parameters = list(parameters)
     loose, storages = {}, set()
     for p in parameters:
-        p.materialize()
         flat = p.storage.owner
         if not isinstance(flat, FlatParameters):
             if p.storage in storages:
                 raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")
             storages.add(p.storage)
+            p.materialize()
             loose.setdefault(p.array.dtype, []).append(p)
         elif id(p) not in flat.index:
             raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")

@@ -81,6 +81,19 @@ class Trainer:
                     return words
         return "all parameters and gradients are finite"
 
+    def memory(self):
+        """Bytes that this rank holds: {"parameters", "gradients", "optimizer", "transient"}.
+
+        transient: the most that lay in other memory for a while, to be whole in a forward or
+        backward. Activations, buffers and what messages need do not count.
+        """
+        flats = {id(p.storage.owner): p.storage.owner for p in self.module.parameters()
+                 if p.storage.owner is not None}.values()
+        loose = [p for p in self.module.parameters() if p.storage.owner is None]
+        return {"parameters": sum(f.data.nbytes for f in flats) + sum(p.nbytes for p in loose),
+                "gradients": sum(f.reduced.nbytes for f in flats),
+                "optimizer": self.optimizer.nbytes(), "transient": 0}
+
     # The whole model, for checkpoints, hashes and samples
 
     def _gives(self):
