@@ -180,7 +180,8 @@ class Job:
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
-                        f"{o.algorithm} all-reduce" + (f" as {o.codec}" if o.codec else "")
+                        f"{o.algorithm} "
+                        + ("all-reduce" if o.sync == "ddp" else f"messages of {o.sync}") + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
             if not o.trace:
@@ -243,10 +244,11 @@ class Job:
             self._write_sample()
         parameters = self.trainer.parameters()
         digest = params_sha256(parameters) if parameters else None
-        digest = comm.broadcast_object(digest) if o.mesh.dp < comm.size else digest
+        digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
-                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen)
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen,
+                   memory=self.trainer.memory())
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")

@@ -96,6 +96,10 @@ class Optimizer(Saving):
             if name in group and not group[name] >= 0:
                 raise ValueError(f"{name} = {group[name]} is not >= 0")
 
+    def gradients(self):
+        """The arrays of the gradients there are, of what this rank updates."""
+        return [sink.buffer for sink in self._sinks if not sink.fresh]
+
     def zero_grad(self, set_to_none=True):
         """Forget all gradients: `.grad` is None again, or 0 where there was one."""
         for sink in self._sinks:

@@ -37,9 +37,11 @@ class Trainer:
     module:    what this rank holds; its parameters have the names that they have in the whole.
     optimizer: over the module's parameters.
     scaler:    a GradScaler, disabled if gradients need none.
+    everywhere: whether every rank has all parameters.
     """
 
     comm = mesh = module = optimizer = scaler = None
+    everywhere = False
     overlap = None  # share of the last step's reductions that ran beside computation, if known
 
     def gradients(self, inputs, targets, shard, step, stop):
@@ -149,6 +151,7 @@ class Replicated(Trainer):
                  algorithm="auto", precision=nullcontext, scaler=None):
         self.comm, self.mesh, self._loss, self._microbatches = comm, mesh, loss, microbatches
         self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
+        self.everywhere = True
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
                                              algorithm=algorithm)
         self.module, self.optimizer = module, make_optimizer(self.model)

@@ -13,8 +13,11 @@ backward has passed a block, the gradients of the units that no earlier block us
 they are reduced while backward goes on.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 
+from ..amp import GradScaler
 from ..context import batch_position, current, no_grad
 from ..nn.blocks import blocks_of
 from ..tensor import Tensor, record
@@ -32,16 +35,18 @@ class Zero(Trainer):
     module:    defines `blocks()`; without memory yet if it is too large for one rank.
     stage:     1, 2 or 3.
     algorithm: of reduce-scatter and all-gather: "auto", "ring", "shared" or "mpi".
-    loss, make_optimizer, microbatches: as for Replicated; the optimizer is made from the module.
+    loss, make_optimizer, microbatches, precision: as for Replicated; the optimizer is made from
+    the module. scaler: with `comm`, for ranks see other gradients and must skip together.
     Stages 2 and 3 reduce after each micro-batch, stage 1 after the last.
     """
 
     def __init__(self, module, make_optimizer, loss, comm, mesh, stage, *, microbatches=1,
-                 algorithm="auto"):
+                 algorithm="auto", precision=nullcontext, scaler=None):
         if stage not in (1, 2, 3):
             raise ValueError(f"ZeRO has stages 1, 2 and 3, not {stage}")
         self.comm, self.mesh, self.module, self._stage = comm, mesh, module, stage
         self._loss, self._microbatches, self._ledger = loss, microbatches, Ledger()
+        self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
         self._blocks = blocks_of(module)
         self.everywhere = stage < 3
         uses = {id(p): (p, []) for p in module.parameters()}
@@ -147,12 +152,13 @@ class Zero(Trainer):
         for i, size in enumerate(sizes):
             part = slice(at, at + size)
             with batch_position(step, shard.start + at):
-                loss, count = self._loss(self._forward(Tensor(inputs[part])),
-                                         Tensor(targets[part]))
+                with self._precision():
+                    loss, count = self._loss(self._forward(Tensor(inputs[part])),
+                                             Tensor(targets[part]))
                 totals[:2] += loss.item(), count
                 self._reduces = self._stage > 1 or i == len(sizes) - 1
                 self._passed = len(self._blocks)
-                loss.backward()
+                self.scaler.scale(loss).backward()
             self._done(0)
             at += size
         self._buffers.changed()
@@ -179,7 +185,7 @@ class Zero(Trainer):
 
     def predict(self, inputs):
         self._buffers.share()
-        with no_grad():
+        with no_grad(), self._precision():
             return self._forward(Tensor(inputs))
 
     # State
