@@ -89,7 +89,7 @@ class Zero(Trainer):
 
     def _forward(self, x):
         """The model's output, block after block; each has its parameters, the next one's come."""
-        self._get(0)
+        self._passed = len(self._blocks)
         for k, block in enumerate(self._blocks):
             if k > 0 and x.requires_grad and current().grad_enabled:
                 x = record(x.array, (x,), self._gate(k), view_of=x)
@@ -130,20 +130,28 @@ class Zero(Trainer):
                 unit.free()
 
     def _done(self, k):
-        """Backward has passed block k, and those behind it."""
-        for passed in range(self._passed - 1, k - 1, -1):
-            self._free(passed, passed - 1)
+        """Backward has passed block k, and those behind it.
+
+        Through some blocks it may not come, on some ranks: what ranks do together they do for
+        each block all the same, in one order.
+        """
+        while self._passed > k:
+            self._passed -= 1
+            self._free(self._passed, self._passed - 1)
             if self._reduces:
-                for unit in self._trained:
-                    if min(self._units[unit], default=0) == passed:
-                        unit.reduce()
-                        self._flying.append(unit)
-        self._passed = k
+                self._reduce(self._passed)
+            if self._passed:
+                self._get(self._passed - 1)
+                self._ask(self._passed - 2)
+
+    def _reduce(self, k):
+        """Start to reduce the gradients that are complete after block k."""
+        for unit in self._trained:
+            if min(self._units[unit], default=0) == k:
+                unit.reduce()
+                self._flying.append(unit)
         while len(self._flying) > (IN_FLIGHT if k else 0):
             self._flying.pop(0).take()
-        if k:
-            self._get(k - 1)
-            self._ask(k - 2)
 
     def gradients(self, inputs, targets, shard, step, stop):
         for unit in self._units:
@@ -157,7 +165,6 @@ class Zero(Trainer):
                                              Tensor(targets[part]))
                 totals[:2] += loss.item(), count
                 self._reduces = self._stage > 1 or i == len(sizes) - 1
-                self._passed = len(self._blocks)
                 self.scaler.scale(loss).backward()
             self._done(0)
             at += size
@@ -206,48 +213,48 @@ class Zero(Trainer):
         return [(name, (self._stretches[id(p)][0], p)) for name, p in
                 self.module.named_parameters()]
 
-    def _gives_piece(self, p):
-        """Whether this rank has something of a parameter to give."""
-        stretch = self._stretches[id(p)][1]
-        return stretch.start < stretch.stop or p.numel() == 0
+    def _piece(self, t, array=None):
+        """[(what this rank gives of a tensor, its place)], nothing if others give it all.
 
-    def _pieces(self):
-        return {name: (unit.view(p, unit.data), self._stretches[id(p)][1])
-                for name, (unit, p) in self._named() if self._gives_piece(p)}
+        array: another one that belongs to the parameter, of the optimizer's state.
+        """
+        if id(t) not in self._stretches:
+            return [(t.array, None)]
+        unit, stretch = self._stretches[id(t)]
+        if stretch.start == stretch.stop and t.numel():
+            return []
+        return [(unit.view(t, unit.data) if array is None else array, stretch)]
+
+    def _gather(self, tensors):
+        return gather_whole(self.comm, {
+            name: piece for name, t in tensors for piece in self._piece(t)})
 
     def parameters(self):
         """{name: array}: on every rank, or in stage 3 on rank 0 alone. Collective."""
         if self._stage < 3:
             return {name: p.array for name, p in self.module.named_parameters()}
-        return gather_whole(self.comm, self._pieces())
+        return self._gather(self.module.named_parameters())
 
     def state(self):
         parameters = dict(self.module.named_parameters())
-        model = {k: (t.array, None) for k, t in self.module.named_state() if k not in parameters}
-        optimizer = {}
-        for key, value in self.optimizer.named_state(self.module).items():
-            p = parameters[key.rpartition(".")[0]]
-            if not np.ndim(value):
-                optimizer[key] = np.asarray(value), None
-            elif self._gives_piece(p):
-                optimizer[key] = value, self._stretches[id(p)][1]
-        return (gather_whole(self.comm, {**self._pieces(), **model}),
-                gather_whole(self.comm, optimizer))
+        optimizer = {key: piece for key, value in self.optimizer.named_state(self.module).items()
+                     for piece in (self._piece(parameters[key.rpartition(".")[0]], value)
+                                   if np.ndim(value) else [(np.asarray(value), None)])}
+        return self._gather(self.module.named_state()), gather_whole(self.comm, optimizer)
 
     def load(self, model, optimizer):
-        stretches = {name: self._stretches[id(p)][1] for name, (_, p) in self._named()}
-        tensors = dict(self.module.named_state())
-        mine = scatter_pieces(self.comm, model, {k: stretches.get(k) for k in tensors})
+        tensors, nowhere = dict(self.module.named_state()), (None, None)
+        mine = scatter_pieces(self.comm, model, {
+            name: self._stretches.get(id(t), nowhere)[1] for name, t in tensors.items()})
         if mine and (missing := tensors.keys() - mine.keys()):
             raise RuntimeError(f"missing in what is loaded: {', '.join(sorted(missing))}")
-        for name, (unit, p) in self._named() if mine else ():
-            unit.view(p, unit.data)[...] = mine[name]
-            p.storage.version += 1
         for name, array in mine.items():
-            if name not in stretches:
-                tensors[name].array[...] = array
+            t, (unit, _) = tensors[name], self._stretches.get(id(tensors[name]), nowhere)
+            (t.array if unit is None else unit.view(t, unit.data))[...] = array
+            t.storage.version += 1
         if mine and self._stage < 3:
             self._update_others()
+        stretches = {name: self._stretches[id(p)][1] for name, (_, p) in self._named()}
         wanted = {f"{name}.{key}": stretch for name, stretch in stretches.items()
                   for key in self.optimizer.state_names}
         wanted.update((f"{name}.step", None) for name in stretches)
