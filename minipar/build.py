@@ -53,8 +53,9 @@ def build_trainer(o, model, loss, comm):
     precision = {"precision": lambda: autocast("cpu", o.amp) if o.amp else nullcontext(),
                  "scaler": GradScaler(enabled=o.amp == "float16", comm=comm)}
     if o.sync != "ddp":
-        return Zero(model, optimizer, loss, comm, o.mesh, int(o.sync[-1]),
-                    microbatches=o.microbatches, algorithm=o.program, **precision)
+        shared = o.sync == "shared"
+        return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
+                    microbatches=o.microbatches, algorithm=o.program, shared=shared, **precision)
     if o.mesh.tp > 1:
         cut = o.mesh.split(comm, "tp")
         shard_model(model, cut, sequence_parallel=o.sequence_parallel, gather_logits=False)

@@ -21,7 +21,7 @@ MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DTYPES = ("float32", "float64")
 AMP = ("float16", "bfloat16")
-SYNCS = ("ddp", "zero1", "zero2", "zero3")
+SYNCS = ("ddp", "zero1", "zero2", "zero3", "shared")
 LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
@@ -122,7 +122,8 @@ def parser():
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
     add("--sync", type=_one_of(SYNCS), default="ddp", help="what replicas keep and exchange: ddp "
         "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
-        "state, of gradients too, of parameters too")
+        "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
+        "machine have one copy of the parameters")
     add("--recompute", action="store_true",
         help="stages keep their input alone, and run forward again in backward")
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "

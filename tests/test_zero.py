@@ -21,7 +21,7 @@ rng = np.random.default_rng(0)
 X, Y = rng.standard_normal((36, 6)), rng.integers(0, 4, 36)
 TOKENS, NEXT = rng.integers(0, 11, (2, 36, 8))
 IMAGES = rng.standard_normal((36, 1, 8, 8))
-STAGES = [1, 2, 3]
+STAGES = [1, 2, 3, "shared"]
 
 
 def mlp():
@@ -55,7 +55,10 @@ def trainer(stage, make, make_optimizer=adamw, microbatches=1, **options):
     module = make()
     args = module, make_optimizer, loss_and_count, comm, Mesh(dp=comm.size)
     options = {"microbatches": microbatches, "algorithm": "ring", **options}
-    return Zero(*args, stage, **options) if stage else Replicated(*args, **options)
+    if not stage:
+        return Replicated(*args, **options)
+    shared = stage == "shared"
+    return Zero(*args, 1 if shared else stage, **{"shared": shared, **options})
 
 
 def steps(t, first, last, x, y, max_norm=None):
@@ -198,7 +201,8 @@ def pipelined(make):
 
 
 @pytest.mark.parametrize("before, after", [((1, 3), (0, 2)), ((2, 2), (3, 3)), ((3, 4), (1, 1)),
-                                           ((0, 2), (3, 3)), ((3, 2), ("pipeline", 2))])
+                                           ((0, 2), (3, 3)), ((3, 2), ("pipeline", 2)),
+                                           (("shared", 3), (2, 2)), ((0, 2), ("shared", 2))])
 def test_any_layout_goes_on_from_the_state_of_another(before, after):
     def first():
         t = trainer(before[0], gpt)
@@ -244,14 +248,15 @@ def test_memory_is_what_the_paper_says(n, stage):
         steps(t, 0, 2, np.ones((12, 64)), np.zeros(12, np.int64))
         return t.memory(), sum(p.nbytes for p in t.module.parameters())
     for held, p in run_threads(work, n):
-        share = {"parameters": n if stage == 3 else 1, "gradients": n if stage > 1 else 1,
+        share = {"parameters": n if stage in (3, "shared") else 1,
+                 "gradients": n if stage in (2, 3) else 1,
                  "optimizer": n if stage else 1}
         for what, parts in share.items():
             size = p * (2 if what == "optimizer" else 1) / parts
             assert size <= held[what] <= 1.03 * size, what  # alignment, and flags in the gradients
         # Whole for a while: gradients of two layers, and parameters of two.
         third = p / 3
-        lowest, highest = {0: (0, 0), 1: (0, 0), 2: (2, 2), 3: (3, 4)}[stage]
+        lowest, highest = {2: (2, 2), 3: (3, 4)}.get(stage, (0, 0))
         assert lowest * third <= held["transient"] <= 1.05 * highest * third
 
 
@@ -297,6 +302,26 @@ def test_a_parameter_that_is_not_here_says_so():
             t.module.state_dict()
         assert next(t.module.parameters()).shape == (7, 6)
     run_threads(work, 2)
+
+
+def test_shared_parameters_are_in_one_place_for_all_ranks():
+    def work():
+        t = trainer("shared", mlp)
+        steps(t, 0, 3, X, Y)
+        arrays = t.parameters()
+        before = copies(arrays)
+        t.comm.barrier()
+        if t.comm.rank == 0:
+            arrays["1.weight"][...] = 7
+        t.comm.barrier()
+        return before, copies(arrays), t.memory()
+    results = run_threads(work, 3)
+    for before, after, _ in results:
+        assert_equal(before, results[0][0])
+        assert (after["1.weight"] == 7).all()
+    whole = sum(a.nbytes for a in results[0][0].values())
+    node = sum(held["parameters"] + held["optimizer"] for *_, held in results)
+    assert 3 * whole <= node <= 3 * whole + 3 * 3 * 3 * 64  # three units, in aligned slices
 
 
 # What goes wrong
@@ -349,6 +374,7 @@ def optimizer_first(stage):
 
 @pytest.mark.parametrize("make, message", [
     (lambda: trainer(4, mlp), "stages 1, 2 and 3, not 4"),
+    (lambda: trainer(2, mlp, shared=True), "stage 1, on one machine"),
     (lambda: no_blocks(1), "no blocks"),
     (lambda: optimizer_first(2), "ZeRO comes first"),
     (lambda: trainer(3, lambda: mlp().requires_grad_(False)), "no parameter"),
@@ -368,7 +394,7 @@ def test_the_main_job_trains_in_slices_and_resumes_as_replicas(stage, tmp_path):
                            "--steps", str(count), "--lr-schedule", "constant", *more], n)
         return run_threads(lambda: train.run(o, world()), n)
     folder = ["--checkpoint", str(tmp_path / "états")]
-    ends = run(3, 6, "--sync", f"zero{stage}", *folder)
+    ends = run(3, 6, "--sync", "shared" if stage == "shared" else f"zero{stage}", *folder)
     assert len({end["params_sha256"] for end in ends}) == 1
     assert set(ends[0]["memory"]) == {"parameters", "gradients", "optimizer", "transient"}
     resumed = run(2, 12, *folder, "--resume")[0]

@@ -33,15 +33,21 @@ class Shards(FlatParameters):
     used:       for each parameter, whether a backward of this rank gave it a gradient.
     stage:      what lies in slices: 1 only the optimizer's state, 2 gradients, too, between
                 backwards, 3 parameters, too, when they are not gathered.
+    shared:     (stage 1) `whole` is one array for all ranks, which must share memory.
     All ranks start from rank 0's values. Collective over `comm`.
     """
 
-    def __init__(self, parameters, comm, stage, algorithm, ledger):
+    def __init__(self, parameters, comm, stage, algorithm, ledger, shared=False):
         super().__init__(parameters, comm.size)
         self._comm, self._stage, self._ledger = comm, stage, ledger
         self._algorithm, self._gathering, self._reducing = algorithm, None, None
         comm.broadcast(self.data)
         self.trains = any(p.requires_grad for p in self.parameters)
+        if shared:
+            self._move_parameters(comm.empty_shared(self.data.shape, self.data.dtype))
+        if stage == 1 and algorithm in ("auto", "shared") and comm.size > 1:
+            # Where ranks share memory, they reduce straight from each other's gradients.
+            self.move_gradients(comm.empty(self.reduced.shape, self.reduced.dtype))
         self.whole, self.whole_grad = self.data, self.grad
         self._length, count = len(self.whole), len(self.whole) // comm.size
         self.own = slice(comm.rank * count, (comm.rank + 1) * count)
@@ -79,6 +85,18 @@ class Shards(FlatParameters):
         if start == stop:
             return Stretch(0, 0, parameter.shape)
         return Stretch(start - first, stop - first, parameter.shape)
+
+    def _move_parameters(self, window):
+        """Have all of them in the memory of all ranks."""
+        if self._comm.rank == 0:
+            window[...] = self.data
+        self._comm.barrier()
+        self.data = self.whole = window
+        self._place_parameters()
+
+    def _place_parameters(self):
+        for i, p in enumerate(self.parameters):
+            p.array = self.whole[self.starts[i]:self.stops[i]].reshape(p.shape)
 
     # Gradients
 
@@ -142,8 +160,7 @@ class Shards(FlatParameters):
         if self._gathering is not None:
             self._gathering.wait()
             self._gathering = None
-            for i, p in enumerate(self.parameters):
-                p.array = self.whole[self.starts[i]:self.stops[i]].reshape(p.shape)
+            self._place_parameters()
 
     def free(self):
         """The parameters are not needed here for now: keep the slice alone."""

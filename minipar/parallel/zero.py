@@ -7,6 +7,7 @@ Per rank, with P bytes of parameters and Adam's two states, on n ranks:
     stage 1     P + P + 2P / n        reduce-scatter of gradients, all-gather of parameters
     stage 2     P + P / n + 2P / n    the same, and gradients go as soon as they are reduced
     stage 3     P / n + P / n + 2P / n    and parameters come for each block, twice a step
+    shared      P / n + P + 2P / n    stage 1 with the parameters in memory that all ranks share
 
 A unit is what comes and goes together: the parameters that the same blocks of the model use. When
 backward has passed a block, the gradients of the units that no earlier block uses are complete:
@@ -37,14 +38,21 @@ class Zero(Trainer):
     algorithm: of reduce-scatter and all-gather: "auto", "ring", "shared" or "mpi".
     loss, make_optimizer, microbatches, precision: as for Replicated; the optimizer is made from
     the module. scaler: with `comm`, for ranks see other gradients and must skip together.
+    shared:    ranks of one machine have the parameters (of stage 1) in one place: each updates its
+               slices there, and nothing is gathered. What all wait for between their backward
+               and the update is the sum of the losses.
     Stages 2 and 3 reduce after each micro-batch, stage 1 after the last.
     """
 
     def __init__(self, module, make_optimizer, loss, comm, mesh, stage, *, microbatches=1,
-                 algorithm="auto", precision=nullcontext, scaler=None):
+                 algorithm="auto", shared=False, precision=nullcontext, scaler=None):
         if stage not in (1, 2, 3):
             raise ValueError(f"ZeRO has stages 1, 2 and 3, not {stage}")
+        if shared and (stage != 1 or not comm.shares_memory()):
+            raise ValueError(f"parameters in one place for {comm.size} ranks are of stage 1, on "
+                             f"one machine whose processes can map each other's memory")
         self.comm, self.mesh, self.module, self._stage = comm, mesh, module, stage
+        self._shared = shared
         self._loss, self._microbatches, self._ledger = loss, microbatches, Ledger()
         self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
         self._blocks = blocks_of(module)
@@ -63,7 +71,8 @@ class Zero(Trainer):
         self._units = {}  # {unit: the blocks that use it}
         for where, *rest in sorted(groups, key=lambda key: -min(key[0], default=0)):
             parameters = groups[(where, *rest)]
-            self._units[Shards(parameters, comm, stage, algorithm, self._ledger)] = where
+            unit = Shards(parameters, comm, stage, algorithm, self._ledger, shared)
+            self._units[unit] = where
         self._trained = [u for u in self._units if u.trains]
         if not self._trained:
             raise ValueError("no parameter of the module requires a gradient")
@@ -185,6 +194,9 @@ class Zero(Trainer):
         return result
 
     def _update_others(self):
+        if self._shared:
+            self.comm.barrier()  # each rank has written its slices
+            return
         for unit in self._units:
             unit.update_others()
         for unit in self._units:
@@ -243,6 +255,7 @@ class Zero(Trainer):
         return self._gather(self.module.named_state()), gather_whole(self.comm, optimizer)
 
     def load(self, model, optimizer):
+        self.comm.barrier()  # nobody reads any more what is about to change
         tensors, nowhere = dict(self.module.named_state()), (None, None)
         mine = scatter_pieces(self.comm, model, {
             name: self._stretches.get(id(t), nowhere)[1] for name, t in tensors.items()})
@@ -263,10 +276,13 @@ class Zero(Trainer):
 
     def memory(self):
         """Bytes by what they are for, as Trainer.memory; `transient` is the peak of what was
-        whole for a while: gathered parameters, and gradients until they are reduced.
+        whole for a while: gathered parameters, and gradients until they are reduced. Of memory
+        that ranks share each counts its part.
         """
         whole = {1: ("whole", "whole_grad"), 2: ("whole", "grad"), 3: ("data", "grad")}
         parameters, gradients = (sum(getattr(unit, name).nbytes for unit in self._units)
                                  for name in whole[self._stage])
+        if self._shared:
+            parameters //= self.comm.size
         return {"parameters": parameters, "gradients": gradients,
                 "optimizer": self.optimizer.nbytes(), "transient": self._ledger.peak}
