@@ -228,8 +228,9 @@ def _check_sync(o):
     """What is sharded, if something is, goes together with the rest."""
     if o.sync == "ddp":
         return
-    if o.pp > 1:
-        raise UsageError(f"--sync {o.sync} cuts what replicas hold, not the stages of --pp {o.pp}")
+    if o.mesh.dp < o.mesh.size:
+        raise UsageError(f"--sync {o.sync} cuts what replicas hold, not a model that is cut "
+                         f"already: {o.mesh}")
     if o.codec:
         raise UsageError(f"--codec {o.codec} encodes an all-reduce, which --sync {o.sync} has not")
     both = [name for name in names("reduce_scatter") if name in names("all_gather")]

@@ -5,10 +5,10 @@
     mpirun -n 4 python -m minipar.train           four ranks by MPI, the same result
 
 Every rank holds the whole model and takes a slice of each global batch, or holds some (--pp) of
-its layers or a part (--tp) of each. Losses are sums: the gradients and the count are reduced
-over the ranks and divided once, in the optimizer's step, so the result does not depend on how the
-work was cut. Exit status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for
-something that cannot be.
+its layers, a part (--tp) of each, or slices (--sync) of what all would hold. Losses are sums: the
+gradients and the count are reduced over the ranks and divided once, in the optimizer's step, so
+the result does not depend on how the work was cut. Exit status: 0 done, or interrupted with a
+checkpoint written; 1 failed; 2 asked for something that cannot be.
 """
 
 import hashlib
@@ -181,7 +181,8 @@ class Job:
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
                         f"{o.algorithm} "
-                        + ("all-reduce" if o.sync == "ddp" else f"messages of {o.sync}") + (f" as {o.codec}" if o.codec else "")
+                        + ("all-reduce" if o.sync == "ddp" else f"messages of {o.sync}")
+                        + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
             if not o.trace:

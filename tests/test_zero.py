@@ -106,8 +106,9 @@ def test_where_sums_have_one_order_the_bits_are_those_of_replicas(n, make):
         assert_equal(trained(n, stage, make)[0], expected)
 
 
-@pytest.mark.parametrize("make, make_optimizer", [(mlp, adamw), (gpt, two_groups)])
-@pytest.mark.parametrize("n, microbatches", [(2, 3), (3, 1), (4, 2)])
+@pytest.mark.parametrize("n, microbatches, make, make_optimizer", [
+    (2, 3, mlp, adamw), (3, 1, mlp, two_groups), (4, 2, mlp, adamw), (2, 2, gpt, adamw),
+    (3, 1, gpt, two_groups), (4, 1, gpt, adamw)])
 def test_clipped_steps_of_several_micro_batches_are_those_of_replicas(n, microbatches, make,
                                                                       make_optimizer):
     more = {"microbatches": microbatches, "make_optimizer": make_optimizer, "max_norm": 0.5}
@@ -260,6 +261,17 @@ def test_memory_is_what_the_paper_says(n, stage):
         assert lowest * third <= held["transient"] <= 1.05 * highest * third
 
 
+def test_stages_of_a_pipeline_hold_the_model_once():
+    def work():
+        t = pipelined(lambda: MLP([64] * 5))
+        steps(t, 0, 1, np.ones((12, 64)), np.zeros(12, np.int64))
+        return t.memory()
+    held = run_threads(work, 2)
+    whole = 4 * (64 * 64 + 64) * 8
+    assert sum(h["parameters"] for h in held) == whole
+    assert sum(h["optimizer"] for h in held) == 2 * whole
+
+
 def test_four_ranks_with_all_in_slices_hold_a_third_of_a_replica_at_their_peak():
     def work(stage):
         t = trainer(stage, lambda: gpt(layers=16))
@@ -405,7 +417,7 @@ def test_the_main_job_trains_in_slices_and_resumes_as_replicas(stage, tmp_path):
 
 @pytest.mark.parametrize("argv, message", [
     (["--sync", "zero4"], "did you mean zero"),
-    (["--sync", "zero1", "--pp", "2"], "--pp 2"),
+    (["--sync", "zero1", "--pp", "2"], "pp 2"),
     (["--sync", "zero2", "--codec", "fp16"], "--codec|all-reduce"),
     (["--sync", "zero3", "--algorithm", "swing"], "auto, ring, shared, mpi of both"),
 ])

@@ -148,7 +148,7 @@ class Shards(FlatParameters):
         self._gathering = self._comm.start("all_gather", self.whole, self._algorithm)
 
     def gather(self):
-        """Start to make the parameters whole, unless they are or it has been started. Collective."""
+        """Start to make the parameters whole, unless they are, or are about to be. Collective."""
         if self.whole is None:
             self.whole = aligned_zeros(self._length, self.data.dtype)
             self._ledger.add(self.whole.nbytes)
