@@ -176,6 +176,16 @@ def test_more_ranks_than_elements_leave_some_without_any():
         assert own == pytest.approx(norm, rel=1e-12)
 
 
+def test_ranks_without_samples_take_part():
+    def work(stage):
+        t = trainer(stage, gpt)
+        steps(t, 0, 4, TOKENS[:13], NEXT[:13], 1.0)  # every second batch is of one sample
+        return copies(t.parameters())
+    expected = run_threads(work, 3, 0)[0]
+    for stage in STAGES:
+        assert_close(run_threads(work, 3, stage)[0], expected)
+
+
 def test_statistics_of_batch_norm_are_rank_0s_as_in_data_parallelism():
     def work(stage):
         t = trainer(stage, lambda: nn.Sequential(
