@@ -94,7 +94,7 @@ class Trainer:
         loose = [p for p in self.module.parameters() if p.storage.owner is None]
         return {"parameters": sum(f.data.nbytes for f in flats) + sum(p.nbytes for p in loose),
                 "gradients": sum(f.reduced.nbytes for f in flats),
-                "optimizer": self.optimizer.nbytes(), "transient": 0}
+                "optimizer": self.optimizer.nbytes() if self.optimizer else 0, "transient": 0}
 
     # The whole model, for checkpoints, hashes and samples
 
