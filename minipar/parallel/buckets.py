@@ -10,16 +10,20 @@ import time
 import numpy as np
 
 from ..nn.flat import flatten
+from .hooks.bucket import GradBucket, Hooked
 
 
 class _Bucket:
-    """A stretch of the flat gradient with its plan, and how many parameters it waits for."""
+    """A stretch of the flat gradient with its plan, and how many parameters it waits for.
 
-    __slots__ = ("plan", "parameters", "missing", "front")
+    place: (the flat parameters, the first one's number, the number after the last one's).
+    """
 
-    def __init__(self, plan, parameters, front):
+    __slots__ = ("plan", "parameters", "missing", "front", "place")
+
+    def __init__(self, plan, parameters, front, place):
         self.plan, self.parameters, self.front = plan, parameters, front
-        self.missing = len(parameters)
+        self.missing, self.place = len(parameters), place
 
 
 class Buckets:
@@ -37,6 +41,7 @@ class Buckets:
 
     def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False):
         self.comm, self._mean, self._started, self.overlap = comm, mean, 0, None
+        self.hooked = False  # whether a communication hook reduces
         parameters = list(parameters)
         mine = {id(p) for p in parameters}
         self.flats = flatten(p for p in parameters if p.requires_grad)
@@ -61,10 +66,24 @@ class Buckets:
                 low = 0 if i == 0 else flat.head + flat.starts[i]
                 piece = flat.reduced[low:flat.head + stop]
                 plan = self.comm.plan("all_reduce", piece, "sum", algorithm)
-                bucket = _Bucket(plan, [p for p in members if p.requires_grad], i == 0)
+                bucket = _Bucket(plan, [p for p in members if p.requires_grad], i == 0,
+                                 (flat, i, i + len(members)))
                 self._buckets.append(bucket)
                 self._of.update((id(p), bucket) for p in bucket.parameters)
                 members, stop = [], flat.starts[i]
+
+    def use_hook(self, state, hook):
+        """From now on `hook(state, bucket)` reduces each bucket, as `hooks/bucket.py` says. The
+        used flags are reduced beside it as they are. Collective, before any backward."""
+        comm, divisor = self.comm.split(0, self.comm.rank), self.comm.size if self._mean else 1
+        for k, bucket in enumerate(self._buckets):
+            flat, first, after = bucket.place
+            flags = flat.reduced[:flat.head]
+            flags = self.comm.plan("all_reduce", flags) if bucket.front else None
+            self.comm.free(bucket.plan)
+            bucket.plan = Hooked(state, hook, GradBucket(
+                comm, divisor, k, k == len(self._buckets) - 1, flat, first, after), flags)
+        self._mean, self.hooked = False, True  # dividing is the hook's
 
     def __iter__(self):
         return iter(self._buckets)

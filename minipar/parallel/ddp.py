@@ -63,6 +63,21 @@ class DistributedDataParallel(Module):
         if not broadcast_buffers:
             self._buffer_plans = []
 
+    def register_comm_hook(self, state, hook):
+        """Have `hook(state, bucket) -> Future` reduce each bucket of gradients, as in PyTorch.
+
+        What it returns (hooks/bucket.py) is what backward leaves: the mean over the ranks is
+        its to divide, unless gradient="sum" asks for the sum. Called by all ranks, before training.
+        `parallel/hooks/` has hooks. Raises TypeError for what cannot be called, RuntimeError if
+        there is a hook already.
+        """
+        if not callable(hook):
+            raise TypeError(f"a communication hook is a function (state, bucket) -> Future, not "
+                            f"{hook!r}")
+        if self._buckets.hooked:
+            raise RuntimeError("register_comm_hook: there is a communication hook already")
+        self._buckets.use_hook(state, hook)
+
     def forward(self, *args, **kwargs):
         if self._buckets.in_flight and not current().backward_depth:
             self._buckets.restart()
