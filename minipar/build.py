@@ -9,6 +9,7 @@ from .amp import GradScaler, autocast
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
+from .parallel.hooks import compression
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -65,7 +66,8 @@ def build_trainer(o, model, loss, comm):
                 return vocab_parallel_cross_entropy(*rows, model.config.vocab_size, cut)
     elif o.mesh.pp == 1:
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
-                          algorithm=o.program, **precision)
+                          algorithm=o.program, hook=o.compress and compression(o.compress),
+                          **precision)
     return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
                      algorithm=o.program, **precision)
 

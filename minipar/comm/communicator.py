@@ -122,7 +122,8 @@ class Communicator(Collectives, Choosing):
     @property
     def bytes_sent(self):
         """Bytes that this rank has sent in messages, by all of its communicators, and has copied
-        from or to the memory of others. Those of the MPI library's own collectives are its secret.
+        from or to the memory of others. NaN after one of the MPI library's own collectives, which
+        does not tell.
         """
         return self.engine.bytes_sent
 
