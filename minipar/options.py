@@ -131,9 +131,9 @@ def parser():
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--codec", type=_one_of(tuple(CODECS)), help="send the all-reduce's messages encoded: "
         + ", ".join(CODECS))
-    add("--compress", metavar="NAME[:ARG]", help="exchange compressed gradients, what is lost being "
-        "owed to the next step: " + ", ".join(COMPRESSIONS) + " (topk:0.01 is the part that is "
-        "sent, powersgd:4 the rank); fp16 and bf16 only round")
+    add("--compress", metavar="NAME[:ARG]", help="exchange compressed gradients: "
+        + ", ".join(COMPRESSIONS) + "; topk:0.01 is the part that is sent, powersgd:4 the rank. "
+        "What is lost is owed to the next step, but for fp16 and bf16, which round")
     add("--progress", type=_one_of(PROGRESS), help="reductions go on while backward computes by "
         "hooks in it (default), or by a thread beside it; also MINIPAR_PROGRESS")
     add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
@@ -208,7 +208,8 @@ def _check_compress(o):
     except ValueError as error:
         raise UsageError(f"argument --compress: {error}") from None
     if o.mesh.pp * o.mesh.tp > 1:
-        raise UsageError(f"--compress {o.compress} is for replicas of whole models, not for {o.mesh}")
+        raise UsageError(f"--compress {o.compress} is for replicas of whole models, not for "
+                         f"{o.mesh}")
     if o.codec:
         raise UsageError(f"--compress {o.compress} and --codec {o.codec} both encode gradients")
     if o.algorithm != "ring":
