@@ -128,6 +128,49 @@ def test_collectives_inside_backward_do_not_meet_those_of_hooks():
     assert run_threads(work, 3) == [[3.0] * 3] * 3
 
 
+class Chain(nn.Module):
+    """A product of five numbers, multiplied in the order that forward is given."""
+
+    def __init__(self):
+        super().__init__()
+        for i in range(5):
+            self.register_parameter(f"p{i}", nn.Parameter(mp.full((1,), i + 2.0)))
+
+    def forward(self, order):
+        out = Tensor(np.ones(1))
+        for i in order:
+            out = out * getattr(self, f"p{i}")
+        return out.sum()
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_buckets_start_in_the_order_in_which_rank_0_completed_them_in_the_first_step(n, hooked):
+    # Bucket 0 holds p4, and so on to bucket 4 with p0, which is in front and goes last.
+    orders = [[1, 4, 2, 3, 0], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0]]  # backward goes from their ends
+
+    def work():
+        mp.set_default_dtype("float64")
+        model = DistributedDataParallel(Chain(), bucket_cap_mb=TINY, gradient="sum")
+        calls = []
+
+        def hook(state, bucket):
+            calls.append((bucket.index(), bucket.is_last()))
+            return allreduce_hook(state, bucket)
+        if hooked:
+            model.register_comm_hook(None, hook)
+        for _ in range(3):
+            model.zero_grad()
+            model(orders[world().rank]).backward()
+            for i, p in enumerate(model.parameters()):
+                assert p.grad.item() == n * 720 / (i + 2)
+        return calls
+    first, then = [0, 1, 2, 3, 4], [1, 2, 0, 3, 4] if n > 1 else [0, 1, 2, 3, 4]
+    for calls in run_threads(work, n):
+        assert [i for i, _ in calls] == ([*first, *then, *then] if hooked else [])
+        assert [last for _, last in calls] == [False, False, False, False, True] * 3 * hooked
+
+
 def test_under_no_sync_no_hook_is_called_and_the_next_backward_gives_it_the_sum():
     calls = []
 

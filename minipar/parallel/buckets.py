@@ -33,13 +33,16 @@ class Buckets:
     parameters: of a module; those that require no gradient are left out.
     capacity:   bytes of a bucket.
     mean:       whether sums are divided by the number of ranks.
+    reorder:    whether, after the first reduction, buckets start in the order in which they were
+                complete on rank 0, for modules that are not run in the order of their parameters.
     overlap:    how much of the time in which some bucket of the last reduction was in flight (from
                 its start to when it was seen complete) the rank did other things, in [0, 1]:
                 1 - waited / in flight. None before the first, and on one rank.
     Raises ValueError if an optimizer holds some of them together with others.
     """
 
-    def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False):
+    def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False,
+                 reorder=False):
         self.comm, self._mean, self._started, self.overlap = comm, mean, 0, None
         self.hooked = False  # whether a communication hook reduces
         parameters = list(parameters)
@@ -54,6 +57,8 @@ class Buckets:
                 # Where ranks share memory, they reduce straight from each other's gradients.
                 flat.move_gradients(comm.empty(flat.reduced.shape, flat.reduced.dtype))
             self._cut(flat, max(1, int(capacity)), algorithm)
+        # The buckets complete so far in the first backward; None when their order is settled.
+        self._complete = [] if reorder and comm.size > 1 and len(self._buckets) > 2 else None
 
     def _cut(self, flat, capacity, algorithm):
         """Cut a flat gradient into buckets, from its end to its front."""
@@ -81,8 +86,9 @@ class Buckets:
             flags = flat.reduced[:flat.head]
             flags = self.comm.plan("all_reduce", flags) if bucket.front else None
             self.comm.free(bucket.plan)
-            bucket.plan = Hooked(state, hook, GradBucket(
-                comm, divisor, k, k == len(self._buckets) - 1, flat, first, after), flags)
+            given = GradBucket(comm, divisor, k, lambda mine=bucket: mine is self._buckets[-1],
+                               flat, first, after)
+            bucket.plan = Hooked(state, hook, given, flags)
         self._mean, self.hooked = False, True  # dividing is the hook's
 
     def __iter__(self):
@@ -103,6 +109,8 @@ class Buckets:
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._started = 0
+        if self._complete is not None:
+            self._complete = []
 
     def ready(self, parameter):
         """A parameter's gradient is complete: start its bucket if it is, too.
@@ -110,7 +118,10 @@ class Buckets:
         Buckets start in their order, which every rank keeps. The front one of each flat array
         waits for the end: the used flags travel with it.
         """
-        self._of[id(parameter)].missing -= 1
+        mine = self._of[id(parameter)]
+        mine.missing -= 1
+        if self._complete is not None and not mine.missing:
+            self._complete.append(mine)
         while self._started < len(self._buckets):
             bucket = self._buckets[self._started]
             if bucket.missing or bucket.front:
@@ -142,6 +153,17 @@ class Buckets:
             if self._mean and self.comm.size > 1:
                 np.divide(flat.grad, self.comm.size, out=flat.grad)
         self._started = 0
+        if self._complete is not None:
+            self._settle_order()
+
+    def _settle_order(self):
+        """Order the buckets as they were complete on rank 0, the front ones last. Collective."""
+        ranked = {id(bucket): i for i, bucket in enumerate(self._complete)}
+        order = sorted(range(len(self)), key=lambda i: (
+            self._buckets[i].front, ranked.get(id(self._buckets[i]), len(self)), i))
+        order = np.array(order)
+        self.comm.broadcast(order)
+        self._buckets, self._complete = [self._buckets[i] for i in order], None
 
 
 def share_before(moment, plans):

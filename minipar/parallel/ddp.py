@@ -29,6 +29,8 @@ class DistributedDataParallel(Module):
                    call, or by a "thread" (see comm/engine.py); as the communicator does, if None.
     broadcast_buffers: whether rank 0's buffers (batch-norm statistics) become everybody's before
                    a forward that follows one in training, as in PyTorch; not inside no_sync().
+    Buckets start from the last parameters to the first; after the first backward, in the order in
+    which they were complete on rank 0.
     All replicas start from rank 0's parameters and buffers, and stay bitwise equal. A parameter
     that no rank used in a step has no gradient; one that some used has the sum of theirs.
     """
@@ -49,7 +51,7 @@ class DistributedDataParallel(Module):
         if not parameters:
             raise ValueError("no parameter of the module requires a gradient")
         self._buckets = Buckets(module.parameters(), self.comm, bucket_cap_mb * 2**20, algorithm,
-                                gradient == "mean")
+                                gradient == "mean", reorder=True)
         for p in parameters:
             p.register_post_accumulate_grad_hook(self._ready)
         for flat in self._buckets.flats:

@@ -22,6 +22,7 @@ class GradBucket:
              comes between their collectives.
     divisor: what a sum over the ranks is divided by: their number, or 1 if the gradient that is
              asked for is the sum.
+    last:    a function: whether this bucket is the last one to start.
     """
 
     def __init__(self, comm, divisor, index, last, flat, first, after):
@@ -40,12 +41,12 @@ class GradBucket:
         return self._buffer
 
     def index(self):
-        """Which bucket it is: 0 is the first that backward completes."""
+        """Which bucket it is, in every step: 0 holds the last parameters, the highest the first."""
         return self._index
 
     def is_last(self):
         """Whether it is the last bucket of a backward."""
-        return self._last
+        return self._last()
 
     def parameters(self):
         """The parameters whose gradients the buffer holds."""
