@@ -210,6 +210,8 @@ def _check_compress(o):
     if o.mesh.pp * o.mesh.tp > 1:
         raise UsageError(f"--compress {o.compress} is for replicas of whole models, not for "
                          f"{o.mesh}")
+    if o.sync != "ddp":
+        raise UsageError(f"--compress {o.compress} is for --sync ddp, not for {o.sync}")
     if o.codec:
         raise UsageError(f"--compress {o.compress} and --codec {o.codec} both encode gradients")
     if o.algorithm != "ring":

@@ -320,6 +320,7 @@ def test_every_compression_has_a_default_and_trains_with_microbatches_and_clippi
     (["--compress", "int8", "--codec", "float16"], "both encode gradients"),
     (["--compress", "int8", "--algorithm", "swing"], "--algorithm swing would not serve"),
     (["--compress", "int8", "--pp", "2"], "replicas of whole models, not for"),
+    (["--compress", "int8", "--sync", "zero1"], "is for --sync ddp, not for zero1"),
     (["--compress", "sign", "--amp", "float16"], "--amp bfloat16 does not"),
 ])
 def test_what_cannot_be_compressed_is_refused_in_one_line(argv, message):
