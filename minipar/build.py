@@ -10,6 +10,7 @@ from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import SYNCS, UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
 from .parallel.sync import make_trainer
+from .parallel.hooks import compression
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -70,7 +71,8 @@ def build_trainer(o, model, loss, comm):
                 return vocab_parallel_cross_entropy(*rows, model.config.vocab_size, cut)
     elif o.mesh.pp == 1:
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
-                          algorithm=o.program, **precision)
+                          algorithm=o.program, hook=o.compress and compression(o.compress),
+                          **precision)
     return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
                      algorithm=o.program, **precision)
 

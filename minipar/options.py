@@ -14,6 +14,7 @@ from .comm.world import is_launched
 from .context import KERNELS
 from .dtypes import dtype
 from .execution.threads import get_num_threads
+from .parallel.hooks import COMPRESSIONS, compression
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
 from .parallel.sync.method import parse_method
@@ -127,6 +128,9 @@ def parser():
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--codec", type=_one_of(tuple(CODECS)), help="send the all-reduce's messages encoded: "
         + ", ".join(CODECS))
+    add("--compress", metavar="NAME[:ARG]", help="exchange compressed gradients: "
+        + ", ".join(COMPRESSIONS) + "; topk:0.01 is the part that is sent, powersgd:4 the rank. "
+        "What is lost is owed to the next step, but for fp16 and bf16, which round")
     add("--progress", type=_one_of(PROGRESS), help="reductions go on while backward computes by "
         "hooks in it (default), or by a thread beside it; also MINIPAR_PROGRESS")
     add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
@@ -230,6 +234,27 @@ def _check_method(o, world_size):
     return world_size - o.method.servers
 
 
+def _check_compress(o):
+    """Refuse a compression that there is not, or that cannot be together with other options."""
+    try:
+        state, _ = compression(o.compress)
+    except ValueError as error:
+        raise UsageError(f"argument --compress: {error}") from None
+    if o.mesh.pp * o.mesh.tp > 1:
+        raise UsageError(f"--compress {o.compress} is for replicas of whole models, not for "
+                         f"{o.mesh}")
+    if o.sync != "ddp":
+        raise UsageError(f"--compress {o.compress} is for --sync ddp, not for {o.sync}")
+    if o.codec:
+        raise UsageError(f"--compress {o.compress} and --codec {o.codec} both encode gradients")
+    if o.algorithm != "ring":
+        raise UsageError(f"--compress {o.compress} has its own collectives: --algorithm "
+                         f"{o.algorithm} would not serve")
+    if state is not None and o.amp == "float16":
+        raise UsageError(f"--compress {o.compress} owes each step what the last one lost, and "
+                         f"--amp float16 scales steps differently: --amp bfloat16 does not")
+
+
 def _check_layout(o, world_size):
     """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
     try:
@@ -298,6 +323,8 @@ def parse(argv, world_size):
     _check_layout(o, _check_method(o, world_size))
     _check_sync(o)
     _check_algorithm(o, o.mesh.dp)
+    if o.compress:
+        _check_compress(o)
     if o.codec:
         o.program = _encoded(o.program, o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():

@@ -177,11 +177,12 @@ class Job:
         o, comm = self.o, self.comm
         schedule = f", {o.schedule}" if o.mesh.pp > 1 else ""
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
+        reduction = (f"gradients by {o.compress}" if o.compress else
+                     f"{o.algorithm} all-reduce" if o.sync == "ddp" else
+                     f"{o.algorithm} messages of {o.sync}" if o.sync in SYNCS else o.sync)
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
-                        + (f"{o.algorithm} all-reduce" if o.sync == "ddp" else
-                           f"{o.algorithm} messages of {o.sync}" if o.sync in SYNCS else o.sync)
-                        + (f" as {o.codec}" if o.codec else "")
+                        + reduction + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
             if not o.trace:
@@ -201,7 +202,7 @@ class Job:
 
     def _take_steps(self):
         """Take the steps; whether all were taken."""
-        o, step = self.o, self.first_step
+        o, step, sent = self.o, self.first_step, self.comm.bytes_sent
         while step < self.total:
             epoch, done = divmod(step, len(self.sampler))
             for shard in self.sampler.shards(epoch, done):
@@ -218,6 +219,7 @@ class Job:
                     self._evaluate(step)
                 if step == self.total:
                     break
+        self.sent = self.comm.bytes_sent - sent
         return True
 
     def _step(self, shard, step, epoch):
@@ -248,14 +250,15 @@ class Job:
         loss, accuracy = self._evaluate(self.total)
         if o.sample:
             self._write_sample()
+        sent = np.array(self.sent, np.float64)
+        comm.all_reduce(sent)
         parameters = self.trainer.parameters()
         digest = params_sha256(parameters) if parameters else None
         digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
-                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, sync=str(o.method),
-                   servers=o.method.servers or None, algorithms=comm.chosen,
-                   memory=self.trainer.memory())
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen,
+                   memory=self.trainer.memory(), bytes_sent=None if np.isnan(sent) else int(sent))
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "minipar"
 # Layers, lowest first. A module imports from its own layer and from lower ones.
 LAYERS = [
     {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution",
-     "quantise"},
+     "quantise", "futures"},
     {"ops"},
     {"nn", "optim", "models", "amp"},
     {"comm"},

@@ -27,11 +27,16 @@ PROGRAM = Path(__file__).parent / "mpi_programs" / "traced.py"
 
 
 def small_model():
-    """(a data-parallel model with one bucket a parameter, its optimizer)."""
+    """(a data-parallel model with one bucket a parameter, its optimizer).
+
+    After one step: in the first the ranks agree on the order of their buckets.
+    """
     mp.manual_seed(1)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     model = DistributedDataParallel(model, gradient="sum", algorithm="ring", bucket_cap_mb=1e-6)
-    return model, optim.AdamW(model.parameters())
+    optimizer = optim.AdamW(model.parameters())
+    train_step(model, optimizer)
+    return model, optimizer
 
 
 def train_step(model, optimizer):

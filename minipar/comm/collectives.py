@@ -59,6 +59,12 @@ def _as_given(given, out, array):
     return Tensor(array) if isinstance(given, Tensor) else array
 
 
+def _started(work, result):
+    """The Work of a collective, which knows what its result will be."""
+    work.result = result
+    return work
+
+
 class Collectives:
     """The collectives, on top of a communicator's `_run`.
 
@@ -87,7 +93,7 @@ class Collectives:
             work = self._run("reduce_scatter_into", {"input": _flat(source),
                                                      "output": self._block(flat)},
                              op, "shared" if algorithm == "auto" else algorithm, 0, async_op)
-            return work if async_op else out
+            return _started(work, out) if async_op else out
         if out is not None:
             target[...] = source
 
@@ -98,7 +104,7 @@ class Collectives:
                 target[...] = flat.reshape(target.shape)
         work = self._run("all_reduce", flat, "sum" if mean else op, algorithm, async_op=async_op,
                          finish=finish)
-        return work if async_op else out
+        return _started(work, array if out is None else out) if async_op else out
 
     def _block(self, flat):
         """This rank's block of a flat array."""
@@ -125,7 +131,8 @@ class Collectives:
                 flat[...] /= self.size
             if at_root and not np.may_share_memory(flat, target):
                 target[...] = flat.reshape(target.shape)
-        return self._run("reduce", flat, "sum" if mean else op, algorithm, root, async_op, finish)
+        work = self._run("reduce", flat, "sum" if mean else op, algorithm, root, async_op, finish)
+        return _started(work, array) if async_op else None
 
     def reduce_scatter(self, array, op="sum", algorithm="auto", out=None, async_op=False):
         """This rank's part of the reduction of `array`: elements [rank n // p, (rank+1) n // p).
@@ -214,7 +221,8 @@ class Collectives:
         def finish():
             if not np.may_share_memory(flat, target):
                 target[...] = flat.reshape(target.shape)
-        return self._run("broadcast", flat, "sum", algorithm, root, async_op, finish)
+        work = self._run("broadcast", flat, "sum", algorithm, root, async_op, finish)
+        return _started(work, array) if async_op else None
 
     def all_to_all(self, array, algorithm="auto", out=None, async_op=False):
         """Row i of the result is this rank's row of rank i's array: rows are exchanged.
@@ -274,7 +282,7 @@ class Collectives:
         if async_op and out is None:
             raise ValueError(f"{kind} with async_op needs out, to put the result into")
         work = self._run(kind, arrays, op, algorithm, async_op=async_op, finish=finish)
-        return work if async_op else result
+        return _started(work, result) if async_op else result
 
     # Whole objects
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from ..context import current
+from ..futures import Future
 from .choosing import Choosing
 from .collectives import Collectives, read, written
 from .engine import Engine, chosen_progress
@@ -23,10 +24,10 @@ _TURNS = 256  # plans of single collectives take their tags in turn; kept plans 
 class Work:
     """A started operation: `test()`, `wait()`. Returned for async_op=True and by isend, irecv."""
 
-    __slots__ = ("_plan", "_finish", "done")
+    __slots__ = ("_plan", "_finish", "done", "result")
 
     def __init__(self, plan, finish):
-        self._plan, self._finish, self.done = plan, finish, False
+        self._plan, self._finish, self.done, self.result = plan, finish, False, None
 
     def test(self):
         """Whether the operation is complete; makes progress, never blocks."""
@@ -39,6 +40,10 @@ class Work:
         """Block until the operation is complete."""
         self._plan.wait()
         self.test()
+
+    def get_future(self):
+        """The Future of [the collective's result], a list as in PyTorch."""
+        return Future.after(self, lambda: [self.result])
 
 
 class _Single:
@@ -54,6 +59,7 @@ class _Single:
             [make(array, self._peer, tag)], transport, engine)
         recorder = current().recorder
         self._flight, self._traffic = recorder and recorder.flight(transport), traffic
+        engine.bytes_sent += array.nbytes if self._sends else 0
         engine.start(self)
 
     def begin(self):
@@ -112,6 +118,14 @@ class Communicator(Collectives, Choosing):
 
     def __repr__(self):
         return f"<Communicator rank {self.rank} of {self.size}>"
+
+    @property
+    def bytes_sent(self):
+        """Bytes that this rank has sent in messages, by all of its communicators, and has copied
+        from or to the memory of others. NaN after one of the MPI library's own collectives, which
+        does not tell.
+        """
+        return self.engine.bytes_sent
 
     @property
     def progress(self):

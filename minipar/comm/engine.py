@@ -41,6 +41,7 @@ class Engine:
     def __init__(self, transport, progress_by="hooks"):
         self._transport, self._active = transport, []
         self.waited = 0.0  # seconds spent in wait(), for whoever reports communication time
+        self.bytes_sent = 0  # by all operations started; see Communicator.bytes_sent
         self._thread, self.progress_by = None, "hooks"
         self.use(progress_by)
 

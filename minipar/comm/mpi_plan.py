@@ -5,6 +5,8 @@ whenever somebody on the rank waits or tests. How it works is the library's affa
 neither rounds nor an order of additions.
 """
 
+import numpy as np
+
 from ..context import current
 from .transport.base import RankFailed
 
@@ -41,6 +43,7 @@ class LibraryPlan:
             raise RuntimeError("a plan is started while it is in flight")
         recorder = current().recorder
         self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
+        self._engine.bytes_sent = np.nan  # nobody can tell any more
         self._engine.start(self)
 
     def begin(self):

@@ -9,6 +9,7 @@ progress while its rank waits for another, or computes and calls `engine.progres
 import numpy as np
 
 from ..context import current
+from .program import ONE_SIDED
 from .local import merge, place_of
 from .reduction import reducer
 
@@ -49,6 +50,8 @@ class Plan:
         self._rounds, self._trace = [], trace
         self._compile()
         self._stage(arrays)
+        self._sends = sum(op.nbytes(dtype.itemsize) for ops in trace.rounds for op in ops
+                          if op.kind in ("send", *ONE_SIDED) and op.peer != transport.rank)
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
         self._after, self._peers = (), ()
@@ -148,6 +151,7 @@ class Plan:
             raise RuntimeError("a plan is started while it is in flight")
         recorder = current().recorder
         self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
+        self._engine.bytes_sent += self._sends
         self._engine.start(self)
 
     def test(self):

@@ -10,16 +10,20 @@ import time
 import numpy as np
 
 from ..nn.flat import flatten
+from .hooks.bucket import GradBucket, Hooked
 
 
 class _Bucket:
-    """A stretch of the flat gradient with its plan, and how many parameters it waits for."""
+    """A stretch of the flat gradient with its plan, and how many parameters it waits for.
 
-    __slots__ = ("plan", "parameters", "missing", "front")
+    place: (the flat parameters, the first one's number, the number after the last one's).
+    """
 
-    def __init__(self, plan, parameters, front):
+    __slots__ = ("plan", "parameters", "missing", "front", "place")
+
+    def __init__(self, plan, parameters, front, place):
         self.plan, self.parameters, self.front = plan, parameters, front
-        self.missing = len(parameters)
+        self.missing, self.place = len(parameters), place
 
 
 class Buckets:
@@ -29,14 +33,18 @@ class Buckets:
     parameters: of a module; those that require no gradient are left out.
     capacity:   bytes of a bucket.
     mean:       whether sums are divided by the number of ranks.
+    reorder:    whether, after the first reduction, buckets start in the order in which they were
+                complete on rank 0, for modules that are not run in the order of their parameters.
     overlap:    how much of the time in which some bucket of the last reduction was in flight (from
                 its start to when it was seen complete) the rank did other things, in [0, 1]:
                 1 - waited / in flight. None before the first, and on one rank.
     Raises ValueError if an optimizer holds some of them together with others.
     """
 
-    def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False):
+    def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False,
+                 reorder=False):
         self.comm, self._mean, self._started, self.overlap = comm, mean, 0, None
+        self.hooked = False  # whether a communication hook reduces
         parameters = list(parameters)
         mine = {id(p) for p in parameters}
         self.flats = flatten(p for p in parameters if p.requires_grad)
@@ -49,6 +57,8 @@ class Buckets:
                 # Where ranks share memory, they reduce straight from each other's gradients.
                 flat.move_gradients(comm.empty(flat.reduced.shape, flat.reduced.dtype))
             self._cut(flat, max(1, int(capacity)), algorithm)
+        # The buckets complete so far in the first backward; None when their order is settled.
+        self._complete = [] if reorder and comm.size > 1 and len(self._buckets) > 2 else None
 
     def _cut(self, flat, capacity, algorithm):
         """Cut a flat gradient into buckets, from its end to its front."""
@@ -61,10 +71,25 @@ class Buckets:
                 low = 0 if i == 0 else flat.head + flat.starts[i]
                 piece = flat.reduced[low:flat.head + stop]
                 plan = self.comm.plan("all_reduce", piece, "sum", algorithm)
-                bucket = _Bucket(plan, [p for p in members if p.requires_grad], i == 0)
+                bucket = _Bucket(plan, [p for p in members if p.requires_grad], i == 0,
+                                 (flat, i, i + len(members)))
                 self._buckets.append(bucket)
                 self._of.update((id(p), bucket) for p in bucket.parameters)
                 members, stop = [], flat.starts[i]
+
+    def use_hook(self, state, hook):
+        """From now on `hook(state, bucket)` reduces each bucket, as `hooks/bucket.py` says. The
+        used flags are reduced beside it as they are. Collective, before any backward."""
+        comm, divisor = self.comm.split(0, self.comm.rank), self.comm.size if self._mean else 1
+        for k, bucket in enumerate(self._buckets):
+            flat, first, after = bucket.place
+            flags = flat.reduced[:flat.head]
+            flags = self.comm.plan("all_reduce", flags) if bucket.front else None
+            self.comm.free(bucket.plan)
+            given = GradBucket(comm, divisor, k, lambda mine=bucket: mine is self._buckets[-1],
+                               flat, first, after)
+            bucket.plan = Hooked(state, hook, given, flags)
+        self._mean, self.hooked = False, True  # dividing is the hook's
 
     def __iter__(self):
         return iter(self._buckets)
@@ -84,6 +109,8 @@ class Buckets:
         for bucket in self._buckets:
             bucket.missing = len(bucket.parameters)
         self._started = 0
+        if self._complete is not None:
+            self._complete = []
 
     def ready(self, parameter):
         """A parameter's gradient is complete: start its bucket if it is, too.
@@ -91,7 +118,10 @@ class Buckets:
         Buckets start in their order, which every rank keeps. The front one of each flat array
         waits for the end: the used flags travel with it.
         """
-        self._of[id(parameter)].missing -= 1
+        mine = self._of[id(parameter)]
+        mine.missing -= 1
+        if self._complete is not None and not mine.missing:
+            self._complete.append(mine)
         while self._started < len(self._buckets):
             bucket = self._buckets[self._started]
             if bucket.missing or bucket.front:
@@ -123,6 +153,17 @@ class Buckets:
             if self._mean and self.comm.size > 1:
                 np.divide(flat.grad, self.comm.size, out=flat.grad)
         self._started = 0
+        if self._complete is not None:
+            self._settle_order()
+
+    def _settle_order(self):
+        """Order the buckets as they were complete on rank 0, the front ones last. Collective."""
+        ranked = {id(bucket): i for i, bucket in enumerate(self._complete)}
+        order = sorted(range(len(self)), key=lambda i: (
+            self._buckets[i].front, ranked.get(id(self._buckets[i]), len(self)), i))
+        order = np.array(order)
+        self.comm.broadcast(order)
+        self._buckets, self._complete = [self._buckets[i] for i in order], None
 
 
 def share_before(moment, plans):

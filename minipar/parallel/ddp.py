@@ -29,6 +29,8 @@ class DistributedDataParallel(Module):
                    call, or by a "thread" (see comm/engine.py); as the communicator does, if None.
     broadcast_buffers: whether rank 0's buffers (batch-norm statistics) become everybody's before
                    a forward that follows one in training, as in PyTorch; not inside no_sync().
+    Buckets start from the last parameters to the first; after the first backward, in the order in
+    which they were complete on rank 0.
     All replicas start from rank 0's parameters and buffers, and stay bitwise equal. A parameter
     that no rank used in a step has no gradient; one that some used has the sum of theirs.
     """
@@ -49,7 +51,7 @@ class DistributedDataParallel(Module):
         if not parameters:
             raise ValueError("no parameter of the module requires a gradient")
         self._buckets = Buckets(module.parameters(), self.comm, bucket_cap_mb * 2**20, algorithm,
-                                gradient == "mean")
+                                gradient == "mean", reorder=True)
         for p in parameters:
             p.register_post_accumulate_grad_hook(self._ready)
         for flat in self._buckets.flats:
@@ -62,6 +64,21 @@ class DistributedDataParallel(Module):
         self._share_buffers()
         if not broadcast_buffers:
             self._buffer_plans = []
+
+    def register_comm_hook(self, state, hook):
+        """Have `hook(state, bucket) -> Future` reduce each bucket of gradients, as in PyTorch.
+
+        What it returns (hooks/bucket.py) is what backward leaves: the mean over the ranks is
+        its to divide, unless gradient="sum" asks for the sum. Called by all ranks, before training.
+        `parallel/hooks/` has hooks. Raises TypeError for what cannot be called, RuntimeError if
+        there is a hook already.
+        """
+        if not callable(hook):
+            raise TypeError(f"a communication hook is a function (state, bucket) -> Future, not "
+                            f"{hook!r}")
+        if self._buckets.hooked:
+            raise RuntimeError("register_comm_hook: there is a communication hook already")
+        self._buckets.use_hook(state, hook)
 
     def forward(self, *args, **kwargs):
         if self._buckets.in_flight and not current().backward_depth:

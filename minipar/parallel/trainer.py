@@ -165,15 +165,18 @@ class Replicated(Trainer):
 
     loss: (outputs, targets) -> (sum, count). make_optimizer: from the wrapped module.
     precision: a context manager for forward passes and losses, made by calling it.
+    hook: (state, hook) for DistributedDataParallel.register_comm_hook, or None.
     """
 
     def __init__(self, module, make_optimizer, loss, comm, mesh, *, microbatches=1,
-                 algorithm="auto", precision=nullcontext, scaler=None):
+                 algorithm="auto", precision=nullcontext, scaler=None, hook=None):
         self.comm, self.mesh, self._loss, self._microbatches = comm, mesh, loss, microbatches
         self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
         self.everywhere = True
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
                                              algorithm=algorithm)
+        if hook:
+            self.model.register_comm_hook(*hook)
         self.module, self.optimizer = module, make_optimizer(self.model)
 
     def gradients(self, inputs, targets, shard, step, stop):
