@@ -36,11 +36,12 @@ def build_model(o, data):
 
 def build_optimizer(o, model):
     """The optimizer that the options ask for, over the parameters of `model`."""
+    groups = [{"params": model.parameters()}]  # of which a stage of a pipeline may have none
     if o.optimizer == "sgd":
-        return optim.SGD(model.parameters(), o.lr, momentum=o.momentum,
+        return optim.SGD(groups, o.lr, momentum=o.momentum,
                          weight_decay=o.weight_decay)
     kind = optim.Adam if o.optimizer == "adam" else optim.AdamW
-    return kind(model.parameters(), o.lr, weight_decay=o.weight_decay)
+    return kind(groups, o.lr, weight_decay=o.weight_decay)
 
 
 def build_trainer(o, model, loss, comm):

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from ..amp import GradScaler
+from .buffers import pack
 from .partition import Part, balanced, parameter_counts
 from .pipeline import Pipeline
 from .trainer import Trainer, cut
@@ -16,8 +17,9 @@ class Pipelined(Trainer):
     model:     whole, without memory: parameters that live elsewhere are never made here.
     schedule:  a Schedule for mesh.pp ranks.
     counts:    how many blocks each stage has; balanced by parameters if None.
-    loss, make_optimizer, precision, scaler: as for Replicated.
-    recompute, algorithm: as for Pipeline.
+    loss, make_optimizer, precision, scaler: as for Replicated. recompute, algorithm: as for
+    Pipeline. Buffers (batch-norm statistics) are those of replica 0, as in
+    DistributedDataParallel.
     """
 
     def __init__(self, model, make_optimizer, loss, comm, mesh, schedule, *, counts=None,
@@ -28,20 +30,28 @@ class Pipelined(Trainer):
         counts = counts or balanced(parameter_counts(model), schedule.stages)
         self.module = Part(model, counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
-        self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"),
-                                 mesh.split(comm, "dp"), loss, recompute=recompute,
-                                 algorithm=algorithm, precision=precision,
+        replicas = mesh.split(comm, "dp")
+        self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), replicas, loss,
+                                 recompute=recompute, algorithm=algorithm, precision=precision,
                                  scale=self.scaler.scale)
+        self._buffer_plans = [replicas.plan("broadcast", array)
+                              for array in pack(self.module.buffers())]
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
         self._tells = place["tp"] == 0 and self.pipeline.has_last_stage
 
     def _sum(self, squares):
-        total = np.array([squares])
+        total = np.array([squares], float)
         self._stages.all_reduce(total)
         return float(total[0])
 
+    def _share_buffers(self):
+        for plan in self._buffer_plans:
+            plan.start()
+            plan.wait()
+
     def gradients(self, inputs, targets, shard, step, stop):
+        self._share_buffers()
         sizes = cut(len(inputs), self.schedule.microbatches)
         loss, count = self.pipeline.step(inputs, targets, sizes, step, shard.start)
         totals = np.array([loss, count, stop]) * [self._tells, self._tells, 1]
@@ -49,5 +59,6 @@ class Pipelined(Trainer):
         return totals
 
     def predict(self, inputs):
+        self._share_buffers()
         out = self.pipeline.predict(inputs)
         return out if self._tells else None
