@@ -68,7 +68,7 @@ def build_trainer(o, model, loss, comm):
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
                           algorithm=o.program, **precision)
     return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
-                     algorithm=o.program, **precision)
+                     algorithm=o.program, virtual=o.virtual_compute, **precision)
 
 
 def learning_rate(o, step, total):

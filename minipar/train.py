@@ -88,7 +88,7 @@ class Job:
 
     def __init__(self, o, comm, interrupt):
         self.o, self.comm, self.interrupt = o, comm, interrupt
-        self.begin = time.perf_counter()
+        self.begin, self.bubbles = time.perf_counter(), []
         manual_seed(o.seed)
         set_default_dtype(o.dtype)
         if o.kernels:
@@ -225,11 +225,12 @@ class Job:
         loss, stop = self.trainer.step(batch, shard, step, self.interrupt.requested, self.o.clip)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
-        speed = shard.size / seconds
+        speed, facts = shard.size / seconds, self.trainer.facts()
+        self.bubbles.append(facts.get("bubble_rate"))
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
                           overlap=self.trainer.overlap,
-                          grad_norm=self.trainer.optimizer.grad_norm)
+                          grad_norm=self.trainer.optimizer.grad_norm, **facts)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
 
@@ -240,6 +241,8 @@ class Job:
 
     def _finish(self):
         o, comm, report = self.o, self.comm, self.report
+        if o.virtual_compute:
+            return self._finish_virtual()
         loss, accuracy = self._evaluate(self.total)
         if o.sample:
             self._write_sample()
@@ -255,6 +258,17 @@ class Job:
                    f"{end['wall_s']:.1f} s")
         return end
 
+
+    def _finish_virtual(self):
+        """The first step, in which the stages learn their shapes, counts only if it is alone."""
+        o, mesh = self.o, self.o.mesh
+        end = dict(steps=self.total, bubble_rate=float(np.median(self.bubbles[1:] or self.bubbles)),
+                   predicted_bubble_rate=float(o.predicted), world_size=self.comm.size,
+                   wall_s=time.perf_counter() - self.begin, dp=mesh.dp, pp=mesh.pp, tp=mesh.tp)
+        self.report.write("end", **end)
+        self.report.say(f"{o.schedule}: bubble {end['bubble_rate']:.4f}, predicted "
+                        f"{o.predicted:.4f}, {self.total} steps in {end['wall_s']:.1f} s")
+        return end
 
     def _write_sample(self):
         """Characters that the trained model writes; rank 0 puts it together for that."""

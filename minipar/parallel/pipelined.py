@@ -9,6 +9,7 @@ from .buffers import pack
 from .partition import Part, balanced, parameter_counts
 from .pipeline import Pipeline
 from .trainer import Trainer, cut
+from .virtual import VirtualCompute
 
 
 class Pipelined(Trainer):
@@ -20,10 +21,12 @@ class Pipelined(Trainer):
     loss, make_optimizer, precision, scaler: as for Replicated. recompute, algorithm: as for
     Pipeline. Buffers (batch-norm statistics) are those of replica 0, as in
     DistributedDataParallel.
+    virtual:   Times in seconds: sleep as long instead of computing; `facts` then tells the bubble.
     """
 
     def __init__(self, model, make_optimizer, loss, comm, mesh, schedule, *, counts=None,
-                 recompute=False, algorithm="auto", precision=nullcontext, scaler=None):
+                 recompute=False, algorithm="auto", precision=nullcontext, scaler=None,
+                 virtual=None):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
         self.scaler = scaler or GradScaler(enabled=False)
@@ -36,6 +39,7 @@ class Pipelined(Trainer):
                                  scale=self.scaler.scale)
         self._buffer_plans = [replicas.plan("broadcast", array)
                               for array in pack(self.module.buffers())]
+        self._virtual = virtual and VirtualCompute(self.pipeline, virtual)
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
         self._tells = place["tp"] == 0 and self.pipeline.has_last_stage
@@ -53,10 +57,19 @@ class Pipelined(Trainer):
     def gradients(self, inputs, targets, shard, step, stop):
         self._share_buffers()
         sizes = cut(len(inputs), self.schedule.microbatches)
+        if self._virtual:
+            self._virtual.begin()
         loss, count = self.pipeline.step(inputs, targets, sizes, step, shard.start)
         totals = np.array([loss, count, stop]) * [self._tells, self._tells, 1]
         self.comm.all_reduce(totals)
         return totals
+
+    def facts(self):
+        if not self._virtual:
+            return {}
+        cost = np.array([self._virtual.cost()])
+        self.comm.all_reduce(cost, "max")
+        return {"bubble_rate": self._virtual.bubble_rate(float(cost[0]))}
 
     def predict(self, inputs):
         self._share_buffers()
