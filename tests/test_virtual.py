@@ -46,7 +46,7 @@ def step(name, schedule, mesh, samples):
 @pytest.mark.parametrize("name", ["gpipe", "1f1b", "zb-h1"])
 def test_a_virtual_step_does_all_actions_and_sends_all_messages(name):
     schedule = SCHEDULES[name](4, 8)
-    counts = balanced(parameter_counts(model("mlp")), 4)
+    counts = run_threads(lambda: balanced(parameter_counts(model("mlp")), 4), 1)[0]
     widths = [WIDTHS[sum(counts[:stage + 1]) - 1] for stage in range(4)]  # of each output
     results = run_threads(lambda: step("mlp", schedule, Mesh(pp=4), 8 * 3), 4)
     for rank, (totals, bubble, actions, sent, changed) in enumerate(results):
