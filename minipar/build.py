@@ -9,6 +9,8 @@ from .amp import GradScaler, autocast
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
+from .parallel.measure import block_seconds
+from .parallel.partition import balanced, parameter_counts
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -44,7 +46,24 @@ def build_optimizer(o, model):
     return kind(groups, o.lr, weight_decay=o.weight_decay)
 
 
-def build_trainer(o, model, loss, comm):
+def stage_counts(o, model, data, comm):
+    """How many blocks each stage has, as --partition says. Collective over `comm`.
+
+    Raises ValueError, with the arithmetic, for what does not fit the model.
+    """
+    if isinstance(o.partition, list):
+        return o.partition
+    if o.partition == "parameters":
+        weights = parameter_counts(model)
+    else:  # rank 0 measures, for all have to agree
+        size = max(1, min(o.batch_size, len(data.train)) // (o.mesh.dp * o.microbatches))
+        weights = comm.broadcast_object(block_seconds(
+            lambda: build_model(o, data), data.train.get_batch(range(size))[0].array)
+            if comm.rank == 0 else None)
+    return balanced(weights, o.pipeline.stages, o.stage_speeds)
+
+
+def build_trainer(o, model, loss, comm, data):
     """The trainer for the layout that the options ask for. Collective over `comm`.
 
     Raises ValueError for a model that cannot be cut so.
@@ -68,7 +87,8 @@ def build_trainer(o, model, loss, comm):
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
                           algorithm=o.program, **precision)
     return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
-                     algorithm=o.program, virtual=o.virtual_compute, **precision)
+                     counts=stage_counts(o, model, data, comm), algorithm=o.program,
+                     virtual=o.virtual_compute, **precision)
 
 
 def learning_rate(o, step, total):

@@ -16,6 +16,7 @@ from .dtypes import dtype
 from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
+from .pipeline_options import add_pipeline_options, check_pipeline_options
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -60,11 +61,6 @@ def _number(kind, low, high=float("inf"), strict=False):
             raise argparse.ArgumentTypeError(f"{text} is not {bounds}")
         return value
     return check
-
-
-def _milliseconds(text):
-    from .commands.schedule_options import times  # which knows the errors of this file
-    return times(text)
 
 
 def parser():
@@ -131,10 +127,7 @@ def parser():
         "machine have one copy of the parameters")
     add("--recompute", action="store_true",
         help="stages keep their input alone, and run forward again in backward")
-    add("--virtual-compute", type=_milliseconds, metavar="F,B,W[,COMM]", help="stages sleep instead "
-        "of computing: milliseconds of a forward, an input gradient and a weight gradient of a "
-        "whole rank (1:2:1 for unequal stages); messages are real; --metrics gets the measured "
-        "bubble_rate, and the predicted one, for messages that take COMM")
+    add_pipeline_options(add)
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--codec", type=_one_of(tuple(CODECS)), help="send the all-reduce's messages encoded: "
@@ -221,8 +214,10 @@ def _check_layout(o, world_size):
         o.microbatches = o.pipeline.microbatches
     elif o.tp > 1:
         o.pipeline = SCHEDULES["1f1b"](1, o.microbatches)  # of one stage
-    if o.virtual_compute:
-        _check_virtual(o)
+    try:
+        check_pipeline_options(o)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     dp = o.mesh.dp
     shares = f"{dp} {'ranks' if dp == world_size else 'replicas'}"
     if o.batch_size < dp:
@@ -248,22 +243,6 @@ def _check_sync(o):
     if o.algorithm not in both:
         raise UsageError(f"argument --algorithm: --sync {o.sync} has reduce-scatter and "
                          f"all-gather: there are {', '.join(both)} of both")
-
-
-def _check_virtual(o):
-    """Set `o.predicted`, the simulated bubble rate; times become those of a run, in seconds."""
-    if o.pp == 1:
-        raise UsageError("--virtual-compute is of a pipeline: give --pp")
-    for option in ("checkpoint", "eval_every", "recompute", "sample", "amp"):
-        if getattr(o, option):
-            raise UsageError(f"--virtual-compute trains nothing: not with "
-                             f"--{option.replace('_', '-')}")
-    from .sim.schedule import simulate
-    try:
-        o.predicted = simulate(o.pipeline, o.virtual_compute).bubble_rate
-    except ValueError as error:
-        raise UsageError(f"argument --virtual-compute: {error}") from None
-    o.virtual_compute = o.virtual_compute.scaled(1e-3)
 
 
 def parse(argv, world_size):

@@ -111,7 +111,7 @@ class Job:
                 trace.check_path(o.trace)
             comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
-            self.trainer = build_trainer(o, module, loss_and_count, comm)
+            self.trainer = build_trainer(o, module, loss_and_count, comm, self.data)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
         self.trainer.load(weights, state)
@@ -176,7 +176,8 @@ class Job:
     def run(self):
         """Train; returns the final metrics, or None if training was interrupted."""
         o, comm = self.o, self.comm
-        schedule = f", {o.schedule}" if o.mesh.pp > 1 else ""
+        schedule = f", {o.schedule}, {' + '.join(map(str, self.trainer.counts))} blocks" if (
+            o.mesh.pp > 1) else ""
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from ..amp import GradScaler
-from .buffers import pack
+from .buffers import Buffers
 from .partition import Part, balanced, parameter_counts
 from .pipeline import Pipeline
 from .trainer import Trainer, cut
@@ -30,15 +30,14 @@ class Pipelined(Trainer):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
         self.scaler = scaler or GradScaler(enabled=False)
-        counts = counts or balanced(parameter_counts(model), schedule.stages)
-        self.module = Part(model, counts, schedule.rank_of, place["pp"]).materialize()
+        self.counts = counts or balanced(parameter_counts(model), schedule.stages)
+        self.module = Part(model, self.counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
         replicas = mesh.split(comm, "dp")
         self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), replicas, loss,
                                  recompute=recompute, algorithm=algorithm, precision=precision,
                                  scale=self.scaler.scale)
-        self._buffer_plans = [replicas.plan("broadcast", array)
-                              for array in pack(self.module.buffers())]
+        self._buffers = Buffers(self.module, replicas)
         self._virtual = virtual and VirtualCompute(self.pipeline, virtual)
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
@@ -49,13 +48,9 @@ class Pipelined(Trainer):
         self._stages.all_reduce(total)
         return float(total[0])
 
-    def _share_buffers(self):
-        for plan in self._buffer_plans:
-            plan.start()
-            plan.wait()
-
     def gradients(self, inputs, targets, shard, step, stop):
-        self._share_buffers()
+        self._buffers.share()
+        self._buffers.changed()
         sizes = cut(len(inputs), self.schedule.microbatches)
         if self._virtual:
             self._virtual.begin()
@@ -72,6 +67,6 @@ class Pipelined(Trainer):
         return {"bubble_rate": self._virtual.bubble_rate(float(cost[0]))}
 
     def predict(self, inputs):
-        self._share_buffers()
+        self._buffers.share()
         out = self.pipeline.predict(inputs)
         return out if self._tells else None
