@@ -11,6 +11,8 @@ from .options import SYNCS, UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
 from .parallel.sync import make_trainer
 from .parallel.hooks import compression
+from .parallel.measure import block_seconds
+from .parallel.partition import balanced, parameter_counts
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -38,14 +40,32 @@ def build_model(o, data):
 
 def build_optimizer(o, model):
     """The optimizer that the options ask for, over the parameters of `model`."""
+    groups = [{"params": model.parameters()}]  # of which a stage of a pipeline may have none
     if o.optimizer == "sgd":
-        return optim.SGD(model.parameters(), o.lr, momentum=o.momentum,
+        return optim.SGD(groups, o.lr, momentum=o.momentum,
                          weight_decay=o.weight_decay)
     kind = optim.Adam if o.optimizer == "adam" else optim.AdamW
-    return kind(model.parameters(), o.lr, weight_decay=o.weight_decay)
+    return kind(groups, o.lr, weight_decay=o.weight_decay)
 
 
-def build_trainer(o, model, loss, comm):
+def stage_counts(o, model, data, comm):
+    """How many blocks each stage has, as --partition says. Collective over `comm`.
+
+    Raises ValueError, with the arithmetic, for what does not fit the model.
+    """
+    if isinstance(o.partition, list):
+        return o.partition
+    if o.partition == "parameters":
+        weights = parameter_counts(model)
+    else:  # rank 0 measures, for all have to agree
+        size = max(1, min(o.batch_size, len(data.train)) // (o.mesh.dp * o.microbatches))
+        weights = comm.broadcast_object(block_seconds(
+            lambda: build_model(o, data), data.train.get_batch(range(size))[0].array)
+            if comm.rank == 0 else None)
+    return balanced(weights, o.pipeline.stages, o.stage_speeds)
+
+
+def build_trainer(o, model, loss, comm, data):
     """The trainer for the layout that the options ask for. Collective over `comm`.
 
     Raises ValueError for a model that cannot be cut so.
@@ -74,7 +94,8 @@ def build_trainer(o, model, loss, comm):
                           algorithm=o.program, hook=o.compress and compression(o.compress),
                           **precision)
     return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
-                     algorithm=o.program, **precision)
+                     counts=stage_counts(o, model, data, comm), algorithm=o.program,
+                     virtual=o.virtual_compute, **precision)
 
 
 def learning_rate(o, step, total):

@@ -18,6 +18,7 @@ from .parallel.hooks import COMPRESSIONS, compression
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
 from .parallel.sync.method import parse_method
+from .pipeline_options import add_pipeline_options, check_pipeline_options
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -124,6 +125,7 @@ def parser():
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
     add("--recompute", action="store_true",
         help="stages keep their input alone, and run forward again in backward")
+    add_pipeline_options(add)
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--codec", type=_one_of(tuple(CODECS)), help="send the all-reduce's messages encoded: "
@@ -266,10 +268,14 @@ def _check_layout(o, world_size):
     if o.pp > 1:
         from .commands.schedules import schedule_of  # which knows the errors of this file
         m = asked if o.schedule.endswith(".csv") else o.microbatches  # a file says how many
-        o.pipeline = schedule_of(o.schedule, o.pp, m, o.chunks)
+        o.pipeline = schedule_of(o.schedule, o.pp, m, o.chunks, o.virtual_compute)
         o.microbatches = o.pipeline.microbatches
     elif o.tp > 1:
         o.pipeline = SCHEDULES["1f1b"](1, o.microbatches)  # of one stage
+    try:
+        check_pipeline_options(o)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     dp = o.mesh.dp
     shares = f"{dp} {'ranks' if dp == world_size else 'replicas'}"
     if o.batch_size < dp:

@@ -86,7 +86,7 @@ class Job:
 
     def __init__(self, o, comm, interrupt):
         self.o, self.comm, self.interrupt = o, comm, interrupt
-        self.begin = time.perf_counter()
+        self.begin, self.bubbles = time.perf_counter(), []
         manual_seed(o.seed)
         set_default_dtype(o.dtype)
         if o.kernels:
@@ -110,7 +110,7 @@ class Job:
                 trace.check_path(o.trace)
             comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
-            self.trainer = build_trainer(o, module, loss_and_count, comm)
+            self.trainer = build_trainer(o, module, loss_and_count, comm, self.data)
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
         self.trainer.load(weights, state)
@@ -175,7 +175,8 @@ class Job:
     def run(self):
         """Train; returns the final metrics, or None if training was interrupted."""
         o, comm = self.o, self.comm
-        schedule = f", {o.schedule}" if o.mesh.pp > 1 else ""
+        schedule = f", {o.schedule}, {' + '.join(map(str, self.trainer.counts))} blocks" if (
+            o.mesh.pp > 1) else ""
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         reduction = (f"gradients by {o.compress}" if o.compress else
                      f"{o.algorithm} all-reduce" if o.sync == "ddp" else
@@ -232,11 +233,12 @@ class Job:
         loss, stop = self.trainer.step(batch, shard, step, self.interrupt.requested, self.o.clip)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
-        speed = shard.size / seconds
+        speed, facts = shard.size / seconds, self.trainer.facts()
+        self.bubbles.append(facts.get("bubble_rate"))
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
                           overlap=self.trainer.overlap, staleness=self.trainer.staleness,
-                          grad_norm=self.trainer.optimizer.grad_norm)
+                          grad_norm=self.trainer.optimizer.grad_norm, **facts)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
 
@@ -247,6 +249,8 @@ class Job:
 
     def _finish(self):
         o, comm, report = self.o, self.comm, self.report
+        if o.virtual_compute:
+            return self._finish_virtual()
         loss, accuracy = self._evaluate(self.total)
         if o.sample:
             self._write_sample()
@@ -264,6 +268,17 @@ class Job:
                    f"{end['wall_s']:.1f} s")
         return end
 
+
+    def _finish_virtual(self):
+        """The first step, in which the stages learn their shapes, counts only if it is alone."""
+        o, mesh = self.o, self.o.mesh
+        end = dict(steps=self.total, bubble_rate=float(np.median(self.bubbles[1:] or self.bubbles)),
+                   predicted_bubble_rate=float(o.predicted), world_size=self.comm.size,
+                   wall_s=time.perf_counter() - self.begin, dp=mesh.dp, pp=mesh.pp, tp=mesh.tp)
+        self.report.write("end", **end)
+        self.report.say(f"{o.schedule}: bubble {end['bubble_rate']:.4f}, predicted "
+                        f"{o.predicted:.4f}, {self.total} steps in {end['wall_s']:.1f} s")
+        return end
 
     def _write_sample(self):
         """Characters that the trained model writes; rank 0 puts it together for that."""

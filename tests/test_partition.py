@@ -49,6 +49,12 @@ def test_the_slowest_stage_is_as_fast_as_any_cut_makes_it(stages):
         assert slowest == brute_force(weights, stages, speeds)
 
 
+def test_among_equals_the_second_slowest_stage_counts_and_then_the_front_gets_fewer():
+    assert balanced([9, 0, 3, 0, 2], 3) == [1, 2, 2]
+    assert balanced([5, 1, 1, 1, 1], 3) == [1, 2, 2]
+    assert balanced([4, 1, 1, 1], 3) == [1, 1, 2]
+
+
 def test_more_stages_than_blocks_are_refused_with_the_arithmetic():
     with pytest.raises(ValueError, match="^3 blocks do not make 4 stages$"):
         balanced([1, 1, 1], 4)

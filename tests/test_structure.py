@@ -19,8 +19,8 @@ LAYERS = [
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace", "sim", "draw"},
-    {"options", "bench", "build", "interrupt", "report", "train", "doctor", "emulate", "commands",
-     "cli", "__main__"},
+    {"options", "pipeline_options", "bench", "build", "interrupt", "report", "train", "doctor",
+     "emulate", "commands", "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks", "quantise"}
 

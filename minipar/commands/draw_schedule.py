@@ -9,6 +9,7 @@ from ..draw.svg import THEMES
 from ..options import UsageError
 from ..parallel.schedule import SCHEDULES
 from ..sim.schedule import simulate
+from .recorded import recorded
 from .schedule_options import add_schedule_options, schedules
 
 
@@ -31,6 +32,8 @@ def _parser():
     p.add_argument("schedule", metavar="SCHEDULE,...", help="names, as zb-h1, and files of your "
                    "own: my.csv, FILE.py:NAME; several below each other with one time axis")
     add_schedule_options(p)
+    p.add_argument("--recorded", metavar="RUN.json", help="below it the last step of a run with "
+                   "this schedule: the file of its --trace; --times are then milliseconds")
     p.add_argument("--output", metavar="FILE", help="write .svg, .png (needs matplotlib) or .txt; "
                    "without it, text is printed")
     p.add_argument("--theme", choices=THEMES, help="ground of the picture (default: auto for .svg, "
@@ -54,8 +57,13 @@ def main(argv):
     """Run the command; returns the exit status."""
     try:
         o = _parser().parse_args(argv)
+        listed = schedules(o, o.schedule)
         lines = [timeline(name, made, simulate(made, o.times, o.kept))
-                 for name, made in schedules(o, o.schedule)]
+                 for name, made in listed]
+        if o.recorded:
+            if len(listed) > 1:
+                raise UsageError("--recorded is of one schedule, not of " + o.schedule)
+            lines.append(recorded(o.recorded, *listed[0]))
         width = max(20, o.width or shutil.get_terminal_size((100, 24)).columns)
         picture = draw_schedule(lines, o.output, width, o.theme)
     except ValueError as error:

@@ -11,7 +11,7 @@ def add_schedule_options(p):
     """Add the options that `schedules` reads to a parser."""
     p.add_argument("--stages", type=_count, metavar="P", help="ranks of the pipeline")
     p.add_argument("--microbatches", type=_count, metavar="M", help="micro-batches of a step")
-    p.add_argument("--times", type=_times, default=Times(1, 1, 1, 0), metavar="F,B,W,COMM",
+    p.add_argument("--times", type=times, default=Times(1, 1, 1, 0), metavar="F,B,W,COMM",
                    help="time of a forward, an input gradient and a weight gradient of a whole "
                    "rank, and of a message (default 1,1,1,0); or 1:2:1,... for unequal stages")
     p.add_argument("--chunks", type=_count, metavar="V", help="stages a rank, for the schedules "
@@ -43,7 +43,7 @@ def _made(o, name, alone):
     return schedule_of(name, o.stages, o.microbatches, chunks, o.times, limit, o.kept)
 
 
-def _times(text):
+def times(text):
     """"F,B,W,COMM" as Times; each of the first three is a number, or one for each stage: 1:2:1."""
     try:
         parts = [[_number(t) for t in part.split(":")] for part in text.split(",")]

@@ -30,6 +30,17 @@ class Block(NamedTuple):
                 seen[id(p)] = p
         return list(seen.values())
 
+    def buffers(self, model):
+        """Its buffers."""
+        for path in self.owns:
+            above, _, key = path.rpartition(".")
+            holder = model.get_submodule(above)
+            found = holder._buffers.get(key)
+            if found is not None:
+                yield found
+            elif key not in holder._parameters:
+                yield from holder.get_submodule(key).buffers()
+
 
 def blocks_of(model):
     """The model's Blocks, in order. ValueError for a model that does not say what they are."""

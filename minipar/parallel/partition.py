@@ -16,8 +16,9 @@ def balanced(weights, stages, speeds=None):
     """How many consecutive blocks each stage gets, so that the slowest stage is as fast as can be.
 
     weights: of each block: parameters, or measured seconds. speeds: of each stage's device,
-    relative; 1 if None. Every stage gets at least one block. Among equals the front stages get
-    fewer. ValueError, with the arithmetic, for fewer blocks than stages or speeds that do not fit.
+    relative; 1 if None. Every stage gets at least one block. Among cuts with an equal slowest
+    stage the second slowest counts, and so on; then the front stages get fewer. ValueError, with
+    the arithmetic, for fewer blocks than stages or speeds that do not fit.
     """
     count, speeds = len(weights), speeds or [1] * stages
     if stages > count:
@@ -29,15 +30,16 @@ def balanced(weights, stages, speeds=None):
 
     @lru_cache(maxsize=None)
     def best(first, stage):
-        """(time of the slowest, counts) of blocks from `first` on stages from `stage`."""
+        """(times, the longest first, counts) of blocks from `first` on stages from `stage`."""
         left = stages - stage
         if left == 1:
-            return (sums[count] - sums[first]) / speeds[stage], (count - first,)
-        found = (math.inf, ())
+            return ((sums[count] - sums[first]) / speeds[stage],), (count - first,)
+        found = ((math.inf,), ())
         for take in range(1, count - first - left + 2):
             own = (sums[first + take] - sums[first]) / speeds[stage]
             rest, counts = best(first + take, stage + 1)
-            found = min(found, (max(own, rest), (take, *counts)))
+            times = tuple(sorted((own, *rest), reverse=True))
+            found = min(found, (times, (take, *counts)))
         return found
     return list(best(0, 0)[1])
 
@@ -54,8 +56,9 @@ def parameter_counts(model):
 class Stage:
     """Consecutive blocks of a model. Calling it runs them one after another."""
 
-    def __init__(self, index, blocks, parameters):
-        self.index, self.blocks, self.parameters = index, blocks, parameters
+    def __init__(self, index, blocks, parameters, buffers):
+        self.index, self.blocks = index, blocks
+        self.parameters, self.buffers = parameters, buffers
 
     def __call__(self, x):
         for block in self.blocks:
@@ -94,7 +97,8 @@ class Part(Module):
             for p in held.values():
                 holders.setdefault(id(p), (p, []))[1].append(rank_of[stage])
             if rank_of[stage] == rank:
-                self.stages[stage] = Stage(stage, mine, list(held.values()))
+                buffers = [b for block in mine for b in block.buffers(model)]
+                self.stages[stage] = Stage(stage, mine, list(held.values()), buffers)
         self.tied = []
         for p, ranks in holders.values():
             if len(set(ranks)) > 1:

@@ -177,6 +177,14 @@ class _Run:
                 y, self._counted = self._pipeline.loss(y, targets)  # of the forward just run
             return y
 
+    def _forward_again(self, stage, x, m):
+        """The output with its graph; running statistics have seen this micro-batch already."""
+        before = [(b.array, b.array.copy()) for b in self._stages[stage].buffers]
+        y = self._forward(stage, x, m)
+        for array, value in before:
+            array[...] = value
+        return y
+
     def _B(self, stage, m, postponed=None):
         x, y = self._kept.pop((stage, m))
         if stage == self._pipeline._last:
@@ -186,7 +194,7 @@ class _Run:
         else:
             gradient = self._made.pop((False, stage + 1, m))
         if y is None:
-            y = self._forward(stage, x, m)
+            y = self._forward_again(stage, x, m)
         if stage == self._pipeline._last:
             y = self._pipeline.scale(y)
         if y.requires_grad:

@@ -5,9 +5,11 @@ from contextlib import nullcontext
 import numpy as np
 
 from ..amp import GradScaler
+from .buffers import Buffers
 from .partition import Part, balanced, parameter_counts
 from .pipeline import Pipeline
 from .trainer import Trainer, cut
+from .virtual import VirtualCompute
 
 
 class Pipelined(Trainer):
@@ -16,38 +18,55 @@ class Pipelined(Trainer):
     model:     whole, without memory: parameters that live elsewhere are never made here.
     schedule:  a Schedule for mesh.pp ranks.
     counts:    how many blocks each stage has; balanced by parameters if None.
-    loss, make_optimizer, precision, scaler: as for Replicated.
-    recompute, algorithm: as for Pipeline.
+    loss, make_optimizer, precision, scaler: as for Replicated. recompute, algorithm: as for
+    Pipeline. Buffers (batch-norm statistics) are those of replica 0, as in
+    DistributedDataParallel.
+    virtual:   Times in seconds: sleep as long instead of computing; `facts` then tells the bubble.
     """
 
     def __init__(self, model, make_optimizer, loss, comm, mesh, schedule, *, counts=None,
-                 recompute=False, algorithm="auto", precision=nullcontext, scaler=None):
+                 recompute=False, algorithm="auto", precision=nullcontext, scaler=None,
+                 virtual=None):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
         self.scaler = scaler or GradScaler(enabled=False)
-        counts = counts or balanced(parameter_counts(model), schedule.stages)
-        self.module = Part(model, counts, schedule.rank_of, place["pp"]).materialize()
+        self.counts = counts or balanced(parameter_counts(model), schedule.stages)
+        self.module = Part(model, self.counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
-        self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"),
-                                 mesh.split(comm, "dp"), loss, recompute=recompute,
-                                 algorithm=algorithm, precision=precision,
+        replicas = mesh.split(comm, "dp")
+        self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), replicas, loss,
+                                 recompute=recompute, algorithm=algorithm, precision=precision,
                                  scale=self.scaler.scale)
+        self._buffers = Buffers(self.module, replicas)
+        self._virtual = virtual and VirtualCompute(self.pipeline, virtual)
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
         self._tells = place["tp"] == 0 and self.pipeline.has_last_stage
 
     def _sum(self, squares):
-        total = np.array([squares])
+        total = np.array([squares], float)
         self._stages.all_reduce(total)
         return float(total[0])
 
     def gradients(self, inputs, targets, shard, step, stop):
+        self._buffers.share()
+        self._buffers.changed()
         sizes = cut(len(inputs), self.schedule.microbatches)
+        if self._virtual:
+            self._virtual.begin()
         loss, count = self.pipeline.step(inputs, targets, sizes, step, shard.start)
         totals = np.array([loss, count, stop]) * [self._tells, self._tells, 1]
         self.comm.all_reduce(totals)
         return totals
 
+    def facts(self):
+        if not self._virtual:
+            return {}
+        cost = np.array([self._virtual.cost()])
+        self.comm.all_reduce(cost, "max")
+        return {"bubble_rate": self._virtual.bubble_rate(float(cost[0]))}
+
     def predict(self, inputs):
+        self._buffers.share()
         out = self.pipeline.predict(inputs)
         return out if self._tells else None

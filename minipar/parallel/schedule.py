@@ -174,6 +174,11 @@ class Times(NamedTuple):
     W: object
     COMM: object = 0
 
+    def scaled(self, factor):
+        """These times `factor` times as long."""
+        return Times(*([t * factor for t in value] if isinstance(value, (list, tuple))
+                       else value * factor for value in self))
+
     def per_stage(self, rank_of):
         """For each stage {kind of action: its time}, given the rank of each stage. Raises
         ValueError for a sequence of another length, or times that are negative."""

@@ -67,6 +67,10 @@ class Trainer:
         """
         raise TypeError(f"{type(self).__name__} defines no predict()")
 
+    def facts(self):
+        """{name: value} of what else is known of the last step, for the metrics. Collective."""
+        return {}
+
     def step(self, batch, shard, step, stop=False, max_norm=None):
         """One optimizer step; returns (mean loss, whether any rank came here with `stop`).
 

@@ -1,0 +1,16 @@
+"""A sample of the grid of pipelines on 4 ranks of MPI, against the serial run; prints nothing."""
+
+from pipeline_cases import compare, pipelined, serial
+
+from minipar.comm import world
+from minipar.parallel.mesh import Mesh
+from minipar.parallel.schedule import SCHEDULES
+
+comm = world()
+for model, name, p, m, options in [
+        ("gpt", "zb-v", 2, 4, {}), ("own", "1f1b", 2, 7, {}), ("mlp", "gpipe", 4, 8, {}),
+        ("gpt", "zb-h1", 4, 4, {"recompute": True}), ("own", "interleaved", 4, 4, {})]:
+    mesh = Mesh(comm.size // p, p)
+    state, *rest = pipelined(model, SCHEDULES[name](p, m), mesh, **options)
+    expected, losses = serial(model, mesh.dp, m)
+    compare([(state if comm.rank == 0 else expected, *rest)], expected, losses)
