@@ -261,13 +261,13 @@ class Job:
         digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
-                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen,
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, sync=str(o.method),
+                   servers=o.method.servers or None, algorithms=comm.chosen,
                    memory=self.trainer.memory(), bytes_sent=None if np.isnan(sent) else int(sent))
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")
         return end
-
 
     def _finish_virtual(self):
         """The first step, in which the stages learn their shapes, counts only if it is alone."""
