@@ -1,9 +1,14 @@
 """What a training job tells: a metrics file for programs, lines or a bar for people."""
 
+import hashlib
 import json
 import os
 import sys
 import time
+
+import numpy as np
+
+from .device import host
 
 
 class Report:
@@ -72,3 +77,22 @@ def _forget_after(path, step):
         with open(f"{path}.new", "w", encoding="utf-8") as file:
             file.writelines(kept)
         os.replace(f"{path}.new", path)
+
+
+def first_bad(module):
+    """Which parameter is not finite; else which gradient."""
+    for what in ("parameter", "gradient of"):
+        for name, p in module.named_parameters():
+            tensor = p if what == "parameter" else p.grad
+            if tensor is not None and not np.isfinite(host(tensor.array)).all():
+                return f"first bad: {what} {name}"
+    return "all parameters and gradients are finite"
+
+
+def params_sha256(module):
+    """A hash of all parameters in name order: equal for every layout that holds equal ones."""
+    digest = hashlib.sha256()
+    for name, p in sorted(module.named_parameters()):
+        digest.update(f"{name} {p.dtype.name} {p.shape}\n".encode())
+        digest.update(np.ascontiguousarray(host(p.array)).tobytes())
+    return digest.hexdigest()

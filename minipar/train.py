@@ -10,7 +10,6 @@ the result does not depend on how the batch was cut. Exit status: 0 done, or int
 checkpoint written; 1 failed; 2 asked for something that cannot be.
 """
 
-import hashlib
 import math
 import sys
 import threading
@@ -32,7 +31,7 @@ from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import UsageError, parse, parser
 from .parallel import DistributedDataParallel
-from .report import Report
+from .report import Report, first_bad, params_sha256
 from .tensor import Tensor
 
 
@@ -84,16 +83,6 @@ def train_step(model, optimizer, batch, shard, o, step, stop=False):
     return totals[0] / max(totals[1], 1), totals[2] > 0
 
 
-def first_bad(module):
-    """Which parameter is not finite; else which gradient."""
-    for what in ("parameter", "gradient of"):
-        for name, p in module.named_parameters():
-            tensor = p if what == "parameter" else p.grad
-            if tensor is not None and not np.isfinite(tensor.array).all():
-                return f"first bad: {what} {name}"
-    return "all parameters and gradients are finite"
-
-
 def evaluate(model, dataset, batch_size):
     """(mean loss, accuracy) over a data set, each rank taking its slice of each batch."""
     comm, totals = model.comm, np.zeros(3)
@@ -110,15 +99,6 @@ def evaluate(model, dataset, batch_size):
     model.train()
     comm.all_reduce(totals)
     return totals[0] / totals[1], totals[2] / totals[1]
-
-
-def params_sha256(module):
-    """A hash of all parameters in name order: equal for every layout that holds equal ones."""
-    digest = hashlib.sha256()
-    for name, p in sorted(module.named_parameters()):
-        digest.update(f"{name} {p.dtype.name} {p.shape}\n".encode())
-        digest.update(np.ascontiguousarray(p.array).tobytes())
-    return digest.hexdigest()
 
 
 class Job:

@@ -10,7 +10,8 @@ PACKAGE = ROOT / "minipar"
 
 # Layers, lowest first. A module imports from its own layer and from lower ones.
 LAYERS = [
-    {"dtypes", "random", "context", "sinks", "memory", "tensor", "hooks", "execution"},
+    {"device", "cuda", "dtypes", "random", "context", "sinks", "memory", "tensor", "hooks",
+     "execution"},
     {"ops"},
     {"nn", "optim", "models"},
     {"comm"},

@@ -4,9 +4,8 @@ import weakref
 from contextlib import nullcontext
 from typing import NamedTuple
 
-import numpy as np
-
 from ..context import current, no_grad
+from ..device import as_array
 from ..tensor import Tensor
 from .convert import Conversions
 from .hooks import Hooks
@@ -274,7 +273,7 @@ class Module(Hooks, Conversions):
         Returns (missing_keys, unexpected_keys).
         """
         own = dict(self._state())
-        given = {k: v.array if isinstance(v, Tensor) else np.asarray(v)
+        given = {k: v.array if isinstance(v, Tensor) else as_array(v)
                  for k, v in state_dict.items()}
         missing = [k for k in own if k not in given]
         unexpected = [k for k in given if k not in own]

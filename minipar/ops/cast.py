@@ -1,18 +1,20 @@
-"""Conversion between data types, which gradients pass through in the opposite direction.
+"""Conversion between data types and devices, which gradients pass in the opposite direction.
 
 `Tensor.to` and `Module.to` take the same arguments, which `destination` reads.
 """
 
 from .. import dtypes
+from ..device import CPU, device, device_of, put, resolve
 from ..tensor import Tensor, record
 from .base import method, quiet
 
 
 def destination(args, kwargs):
-    """The DType, or None for the one it has, that the arguments of a `.to(...)` ask for.
+    """(DType, device), None for those it has, that the arguments of a `.to(...)` ask for.
 
     They are a dtype, a device, a device and a dtype, or a tensor that has both; dtype= and
-    device= too. Raises ValueError for a device that is not there, TypeError for anything else.
+    device= too. Raises ValueError for a device that is not there, RuntimeError where there is no
+    GPU at all, TypeError for anything else.
     """
     given = {"dtype": [], "device": []}
     for key, value in kwargs.items():
@@ -21,18 +23,20 @@ def destination(args, kwargs):
         given[key] += [] if value is None else [value]
     for value in args:
         if isinstance(value, Tensor):
+            given["device"].append(value.device)
             value = value.dtype
         given["device" if _is_device(value) else "dtype"].append(value)
     for key, values in given.items():
         if len(values) > 1:
             raise TypeError(f"to() was given two of {key}: {values[0]} and {values[1]}")
-    if given["device"] not in ([], ["cpu"]):
-        raise ValueError(f"no device {given['device'][0]!r}: there is only 'cpu'")
-    return dtypes.dtype(given["dtype"][0]) if given["dtype"] else None
+    return (dtypes.dtype(given["dtype"][0]) if given["dtype"] else None,
+            resolve(given["device"][0]) if given["device"] else None)
 
 
 def _is_device(value):
-    """A string that is not the name of a type."""
+    """A device, the number of a GPU, or a string that is not the name of a type."""
+    if isinstance(value, (device, int)):
+        return True
     try:
         return isinstance(value, str) and not dtypes.dtype(value)
     except TypeError:
@@ -42,23 +46,46 @@ def _is_device(value):
 @method()
 @quiet
 def to(x, *args, copy=False, **kwargs):
-    """x in another data type: to(dtype), to("cpu"), to("cpu", dtype), to(tensor).
+    """x in another data type or on another device: to(dtype), to("cuda"), to("cuda", dtype),
+    to(tensor).
 
-    x itself if it has that type already, unless `copy`. Gradients come back in the type of x;
-    integer types have none. Raises ValueError for a device that is not there.
+    x itself if it has that type and is there already, unless `copy`. Gradients come back in the
+    type of x, and to where it is; integer types have none. Raises ValueError for a device that is
+    not there, and RuntimeError, in one line, where there is no CuPy, driver or GPU at all.
     """
-    dtype = destination(args, kwargs)
-    return _cast(x, x.dtype if dtype is None else dtype, copy)
+    dtype, place = destination(args, kwargs)
+    return _cast(x, dtype or x.dtype, copy, place)
 
 
-def _cast(x, dtype, copy=False):
-    if dtype is x.dtype and not copy:
+@method()
+def cpu(x):
+    """x on the CPU: x itself if it is there."""
+    return _cast(x, x.dtype, place=CPU)
+
+
+@method()
+def cuda(x, device=None):
+    """x on a GPU, the current one if None: x itself if it is there. Raises RuntimeError, in one
+    line, where there is no CuPy, driver or GPU.
+    """
+    return _cast(x, x.dtype, place=resolve("cuda" if device is None else device))
+
+
+Tensor.is_cuda = property(lambda x: x.device is not CPU)
+
+
+def _cast(x, dtype, copy=False, place=None):
+    a = x.array
+    moves = place is not None and device_of(a) is not place
+    if dtype is x.dtype and not copy and not moves:
         return x
-    own = x.array.dtype
-    array = x.array.astype(dtype.storage)
+    own, home = a.dtype, device_of(a)
+    array = a if dtype is x.dtype and moves else a.astype(dtype.storage)
+    if moves:
+        array = put(array, place)
     if not dtype.is_floating_point:
         return Tensor(array)
-    return record(array, (x,), lambda g: (g.astype(own, copy=False),))
+    return record(array, (x,), lambda g: (put(g.astype(own, copy=False), home),))
 
 
 def _define(name, dtype):

@@ -6,6 +6,7 @@ the object, so tensors are keys of dicts and members of sets.
 
 import numpy as np
 
+from ..device import as_array
 from ..tensor import Tensor
 from .base import method, operand, promote, quiet
 
@@ -23,7 +24,7 @@ def _together(name, x, y, ufunc):
     """ufunc of both operands in their common type, as a tensor."""
     a, b = promote(operand(x)[0], operand(y)[0])
     try:
-        return Tensor(np.asarray(ufunc(a, b)))
+        return Tensor(as_array(ufunc(a, b)))
     except ValueError:
         raise ValueError(f"{name}: shapes {np.shape(a)} and {np.shape(b)} "
                          f"cannot be broadcast together") from None
@@ -69,7 +70,7 @@ def _logical(name, x, y, ufunc):
 
 def _test(name, doc, ufunc):
     def test(x):
-        return Tensor(np.asarray(ufunc(x.array)))
+        return Tensor(as_array(ufunc(x.array)))
     test.__name__ = name
     test.__doc__ = f"True where x {doc}: a bool tensor."
     return method(name)(test)
@@ -84,7 +85,7 @@ isfinite = _test("isfinite", "is neither NaN nor Inf", np.isfinite)
 def _bits(operator, ufunc):
     @_operator
     def bitwise(x, y):
-        if "f" in (np.asarray(operand(x)[0]).dtype.kind, np.asarray(operand(y)[0]).dtype.kind):
+        if "f" in [as_array(operand(n)[0]).dtype.kind for n in (x, y)]:
             raise TypeError(f"{operator}: of bools and integers, not of floating types")
         return _together(operator, x, y, ufunc)
     return bitwise
@@ -99,4 +100,4 @@ method("__xor__", "__rxor__")(_bits("^", np.bitwise_xor))
 def _invert(x):
     if x.dtype.is_floating_point:
         raise TypeError(f"~: of bools and integers, not {x.dtype}")
-    return Tensor(np.asarray(~x.array))
+    return Tensor(as_array(~x.array))

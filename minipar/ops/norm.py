@@ -5,14 +5,14 @@ Of channels: `batch_norm.py`, `group_norm.py`.
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
+from ..device import device_of, one_device
 from ..execution import Kernel
 from ..tensor import record
 from .base import quiet
-from .softmax import ones
+from .softmax import constant, ones, row_dots
 
 _KERNELS = {name: Kernel("norm.cu", name, rows="rows", width="n") for name in (
     "layer_norm_forward", "rms_norm_forward")}
@@ -34,10 +34,10 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     shape = _shape("layer_norm", input, normalized_shape, weight, bias)
     x, dtype = input.array, input.array.dtype
     rows, n = _rows(x, shape)
-    w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
-    b = _zeros(n, rows.dtype) if bias is None else _vector(bias, rows)
+    w = ones(n, rows) if weight is None else _vector(weight, rows)
+    b = _zeros(n, rows) if bias is None else _vector(bias, rows)
     # What is saved: of each row its mean and 1 / sqrt(variance + eps).
-    out, mean, scale = np.empty_like(rows), *np.empty((2, len(rows)), rows.dtype)
+    out, mean, scale = np.empty_like(rows), *np.empty((2, len(rows)), rows.dtype, like=rows)
     if run := _kernel("layer_norm_forward", rows):
         run(rows, w, b, out, mean, scale, len(rows), n, eps)
     else:
@@ -46,13 +46,13 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     need_x, x_shape = input.requires_grad, x.shape
 
     def backward(g):
-        g = np.ascontiguousarray(g, rows.dtype).reshape(rows.shape)
-        w = ones(n, g.dtype) if weight is None else _vector(weight, g)
+        g = np.ascontiguousarray(g, rows.dtype, like=g).reshape(rows.shape)
+        w = ones(n, g) if weight is None else _vector(weight, g)
         gx = np.empty_like(g)
         if run := _kernel("layer_norm_backward", g):
             gw, gb = _in_parts(run, (2, n), rows, g, w, mean, scale, gx)
         else:
-            gw, gb = np.zeros((2, n), g.dtype)
+            gw, gb = np.zeros((2, n), g.dtype, like=g)
             for part in _parts(g):
                 _gradients(g[part], rows[part], mean[part], scale[part], w, gx[part], gw, gb)
         return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
@@ -75,30 +75,30 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     shape = _shape("rms_norm", input, normalized_shape, weight)
     x, dtype = input.array, input.array.dtype
     rows, n = _rows(x, shape)
-    w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
+    w = ones(n, rows) if weight is None else _vector(weight, rows)
     eps = np.finfo(rows.dtype).eps if eps is None else eps
     if run := _kernel("rms_norm_forward", rows):
-        out, scale = np.empty_like(rows), np.empty(len(rows), rows.dtype)
+        out, scale = np.empty_like(rows), np.empty(len(rows), rows.dtype, like=rows)
         run(rows, w, out, scale, len(rows), n, eps)
     else:
-        scale = 1 / np.sqrt(np.vecdot(rows, rows) / n + eps)
+        scale = 1 / np.sqrt(row_dots(rows, rows) / n + eps)
         out = rows * scale[:, None]
         out *= w
     need_x, x_shape = input.requires_grad, x.shape
 
     def backward(g):
-        g = np.ascontiguousarray(g, rows.dtype).reshape(rows.shape)
-        w = ones(n, g.dtype) if weight is None else _vector(weight, g)
+        g = np.ascontiguousarray(g, rows.dtype, like=g).reshape(rows.shape)
+        w = ones(n, g) if weight is None else _vector(weight, g)
         gx = np.empty_like(g)
         if run := _kernel("rms_norm_backward", g):
             gw, = _in_parts(run, (1, n), rows, g, w, scale, gx)
         else:
-            gw = np.zeros(n, g.dtype)
+            gw = np.zeros(n, g.dtype, like=g)
             for part in _parts(g):
                 normal, weighted = rows[part] * scale[part, None], g[part] * w
-                gw += ones(len(normal), g.dtype) @ (normal * g[part])
+                gw += ones(len(normal), g) @ (normal * g[part])
                 # The part of the gradient along the row itself changes nothing.
-                normal *= np.vecdot(normal, weighted)[:, None] / n
+                normal *= row_dots(normal, weighted)[:, None] / n
                 np.subtract(weighted, normal, out=gx[part])
                 gx[part] *= scale[part, None]
         return (gx.reshape(x_shape).astype(dtype, copy=False) if need_x else None,
@@ -129,23 +129,22 @@ def _rows(x, shape):
     """
     n = math.prod(shape)
     rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
-    return np.ascontiguousarray(rows, np.float32 if x.dtype == np.float16 else None), n
+    wide = np.float32 if x.dtype == np.float16 else None
+    return np.ascontiguousarray(rows, wide, like=rows), n
 
 
 def _vector(parameter, rows):
     """weight or bias as the rows take them."""
-    return np.ascontiguousarray(parameter.array, rows.dtype).reshape(-1)
+    one_device("normalisation", rows, parameter.array)
+    return np.ascontiguousarray(parameter.array, rows.dtype, like=rows).reshape(-1)
 
 
-@lru_cache(maxsize=16)
-def _zeros(count, dtype):
-    vector = np.zeros(count, dtype)
-    vector.flags.writeable = False
-    return vector
+def _zeros(count, like):
+    return constant(0, count, like.dtype, device_of(like))
 
 
 def _kernel(name, rows):
-    return _KERNELS[name].build(rows.dtype) if rows.size else None
+    return _KERNELS[name].build(rows) if rows.size else None
 
 
 def _in_parts(run, shape, rows, *arrays):
@@ -154,9 +153,9 @@ def _in_parts(run, shape, rows, *arrays):
     It adds them up in parts of _PART rows; the parts are added here.
     """
     parts = -(-len(rows) // _PART)
-    partial, total = np.empty((parts, *shape), rows.dtype), np.empty(shape, rows.dtype)
+    partial, total = (np.empty(s, rows.dtype, like=rows) for s in ((parts, *shape), shape))
     run(rows, *arrays, partial, *rows.shape, parts)
-    _KERNELS["add_parts"].build(rows.dtype)(partial, total, parts, total.size)
+    _KERNELS["add_parts"].build(rows)(partial, total, parts, total.size)
     return total
 
 
@@ -170,9 +169,9 @@ def _normalise(x, w, b, out, mean, scale, eps):
     """mean (rows,), scale = 1 / sqrt(variance + eps), out = (x - mean) scale w + b."""
     n = x.shape[1]
     # A product with a vector is the fastest sum of short rows: 4 times as fast as np.mean.
-    np.divide(x @ ones(n, x.dtype), n, out=mean)
+    np.divide(x @ ones(n, x), n, out=mean)
     np.subtract(x, mean[:, None], out=out)
-    np.divide(1, np.sqrt(np.vecdot(out, out) / n + eps), out=scale)
+    np.divide(1, np.sqrt(row_dots(out, out) / n + eps), out=scale)
     out *= scale[:, None]
     out *= w
     out += b
@@ -185,7 +184,7 @@ def _gradients(g, x, mean, scale, w, gx, gw, gb):
     normal = x - mean[:, None]
     normal *= scale[:, None]
     product = g * normal
-    column = ones(len(g), g.dtype)
+    column = ones(len(g), g)
     gw += column @ product
     gb += column @ g
     share = w / len(w)

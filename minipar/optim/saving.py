@@ -7,6 +7,7 @@ knows of the flat memory that the state lies in.
 
 import numpy as np
 
+from ..device import as_array, assign
 from ..tensor import Tensor
 
 # Options of PyTorch's groups that do not change what a step computes.
@@ -130,7 +131,7 @@ class Saving:
         for key, own in self._arrays(i).items():
             if key in entry:
                 value = entry[key]
-                arrays[key] = value.array if isinstance(value, Tensor) else np.asarray(value)
+                arrays[key] = value.array if isinstance(value, Tensor) else as_array(value)
                 if arrays[key].shape != own.shape:
                     problems.append(f"{name}.{key} is {arrays[key].shape} where the parameter "
                                     f"has {own.shape}")
@@ -144,7 +145,7 @@ class Saving:
         for i, (step, arrays) in entries:
             self._steps[i] = step
             for key, own in self._arrays(i).items():
-                own[...] = arrays.get(key, 0)
+                assign(own, arrays.get(key, np.zeros((), own.dtype)))
 
     def __getstate__(self):
         raise TypeError("an optimizer is not copied or pickled: use its state_dict()")
