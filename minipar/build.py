@@ -2,7 +2,9 @@
 
 import math
 
-from . import optim
+from . import cuda, optim
+from .comm.topology import rank_on_host
+from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
 
@@ -28,6 +30,18 @@ def build_model(o, data):
     channels, height, width = data.input_shape
     make = resnet18 if o.model == "resnet18" else resnet50
     return make(data.num_classes, in_channels=channels, small_images=min(height, width) < 64)
+
+
+def choose_device(name, comm):
+    """The device that this rank computes on; its host's ranks share out the GPUs.
+
+    Called by all ranks. Raises RuntimeError, in one line, where there is no GPU.
+    """
+    if name == "cpu":
+        return CPU
+    number = rank_on_host(comm)
+    cuda.set_device(number % gpu_count())
+    return resolve("cuda")
 
 
 def build_optimizer(o, model):

@@ -18,6 +18,10 @@ import numpy as np
 _NO_DEVICE, _NO_DRIVER = 100, 35  # of cudaError_t
 
 
+class DeviceError(RuntimeError):
+    """CuPy, a driver or a GPU is missing. The message is one line."""
+
+
 class device:
     """A device, as in PyTorch: device("cpu"), device("cuda"), device("cuda:1"), device("cuda", 1).
 
@@ -61,26 +65,31 @@ _cupy = None
 
 
 def import_cupy():
-    """The module CuPy. Raises RuntimeError in one line if it, a driver or a GPU is missing."""
+    """The module CuPy. Raises DeviceError in one line if it, a driver or a GPU is missing."""
     global _cupy
     if _cupy is None:
         try:
             import cupy
         except ImportError as error:
-            raise RuntimeError(f"device 'cuda' needs CuPy, which is missing or broken ({error}): "
+            raise DeviceError(f"device 'cuda' needs CuPy, which is missing or broken ({error}): "
                                f"pip install cupy-cuda12x") from None
         try:
             count = cupy.cuda.runtime.getDeviceCount()
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise RuntimeError({
+            raise DeviceError({
                 _NO_DRIVER: "device 'cuda': CuPy is there, but no NVIDIA driver that is new "
                             "enough for it",
                 _NO_DEVICE: "device 'cuda': CuPy and a driver are there, but no GPU",
             }.get(error.status, f"device 'cuda': {error}")) from None
         if not count:
-            raise RuntimeError("device 'cuda': CuPy and a driver are there, but no GPU")
+            raise DeviceError("device 'cuda': CuPy and a driver are there, but no GPU")
         _cupy = cupy
     return _cupy
+
+
+def gpu_count():
+    """How many GPUs there are. Raises DeviceError where there is none."""
+    return import_cupy().cuda.runtime.getDeviceCount()
 
 
 def on_gpu(array):
@@ -186,6 +195,12 @@ def empty(shape, dtype, place):
         return np.empty(shape, dtype)
     with place:
         return _cupy.empty(shape, dtype)
+
+
+def pinned(count, dtype):
+    """A new 1-D NumPy array in memory that a GPU copies from and to while the host goes on."""
+    memory = import_cupy().cuda.alloc_pinned_memory(max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(memory, dtype, count)
 
 
 def place_of(wanted):

@@ -21,6 +21,9 @@ DEFAULTS = {"mlp": ("digits", 64, 15, 3e-3), "cnn": ("digits", 64, 10, 3e-3),
             "gpt": ("plays", 16, 2, 3e-3)}
 
 
+DEVICES = ("cpu", "cuda")
+
+
 class UsageError(ValueError):
     """Something was asked for that cannot be: one line, exit status 2."""
 
@@ -103,6 +106,8 @@ def parser():
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
+    add("--device", type=_one_of(DEVICES), default="cpu", help="cpu (default), or cuda: rank r "
+        "computes on GPU r of its host, counted round")
     add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
         "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")
     add("--metrics", metavar="FILE.jsonl", help="write one JSON object a line")

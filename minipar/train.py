@@ -15,18 +15,21 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 
 from . import data as datasets
 from . import dtypes, trace
-from .build import build_model, build_optimizer, identity, learning_rate
+from .build import build_model, build_optimizer, choose_device, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
 from .comm import RankFailed, launch, world
 from .comm.world import is_launched, launched_rank
 from .context import (batch_position, current, manual_seed, no_grad, set_default_dtype,
                       set_kernels)
 from .data import GlobalBatchSampler
+from .data.prefetch import on_device
+from .device import CPU, DeviceError, host
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import UsageError, parse, parser
@@ -83,7 +86,7 @@ def train_step(model, optimizer, batch, shard, o, step, stop=False):
     return totals[0] / max(totals[1], 1), totals[2] > 0
 
 
-def evaluate(model, dataset, batch_size):
+def evaluate(model, dataset, batch_size, device=CPU):
     """(mean loss, accuracy) over a data set, each rank taking its slice of each batch."""
     comm, totals = model.comm, np.zeros(3)
     sampler = GlobalBatchSampler(len(dataset), max(batch_size, comm.size), rank=comm.rank,
@@ -91,11 +94,11 @@ def evaluate(model, dataset, batch_size):
     model.eval()
     with no_grad():
         for shard in sampler.shards(0):
-            inputs, targets = read(dataset, shard)
+            inputs, targets = (t.to(device) for t in read(dataset, shard))
             logits = model(inputs)
             loss, count = loss_and_count(logits, targets)
             hits = (logits.array.argmax(axis=-1) == targets.array).sum()
-            totals += loss.item(), count, hits
+            totals += loss.item(), count, int(hits)
     model.train()
     comm.all_reduce(totals)
     return totals[0] / totals[1], totals[2] / totals[1]
@@ -115,7 +118,8 @@ class Job:
         try:
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
-            module = build_model(o, self.data)
+            self.device = choose_device(o.device, comm)
+            module = build_model(o, self.data).to(self.device)
             # Batch normalisation needs samples on every rank: no short last batch for it.
             self.sampler = GlobalBatchSampler(
                 len(self.data.train), o.batch_size, rank=comm.rank, num_replicas=comm.size,
@@ -125,7 +129,7 @@ class Job:
             if o.trace:
                 trace.check_path(o.trace)
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, DeviceError) as error:
             raise UsageError(str(error)) from None
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
                                              algorithm=o.program)
@@ -208,8 +212,9 @@ class Job:
         o, step = self.o, self.first_step
         while step < self.total:
             epoch, done = divmod(step, len(self.sampler))
-            for shard in self.sampler.shards(epoch, done):
-                stop = self._step(shard, step, epoch + 1)
+            shards = self.sampler.shards(epoch, done)
+            for shard, batch in on_device(shards, partial(read, self.data.train), self.device):
+                stop = self._step(shard, batch, step, epoch + 1)
                 step += 1
                 if self.folder and (stop or step == self.total or step % o.checkpoint_every == 0):
                     self._save(step)
@@ -224,14 +229,13 @@ class Job:
                     break
         return True
 
-    def _step(self, shard, step, epoch):
+    def _step(self, shard, batch, step, epoch):
         """Take one step and report it; whether a rank was asked to stop."""
         started, waited = time.perf_counter(), self.comm.engine.waited
         rate = learning_rate(self.o, step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch = read(self.data.train, shard)
-        loss, stop = train_step(self.model, self.optimizer, batch, shard, self.o, step,
+        loss, stop = train_step(self.model, self.optimizer, batch(), shard, self.o, step,
                                 self.interrupt.requested)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
@@ -243,7 +247,8 @@ class Job:
         return stop
 
     def _evaluate(self, step):
-        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
+        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64),
+                                  self.device)
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
         return loss, accuracy
 
@@ -251,9 +256,10 @@ class Job:
         o, comm, data, report = self.o, self.comm, self.data, self.report
         loss, accuracy = self._evaluate(self.total)
         if o.sample and comm.rank == 0:
-            start = Tensor(data.encode("\n" if "\n" in data.chars else data.chars[0])[None])
+            start = data.encode("\n" if "\n" in data.chars else data.chars[0])[None]
+            start = Tensor(start).to(self.device)
             written = self.model.module.generate(start, o.sample, top_k=20)
-            report.say(data.decode(written.array[0]))
+            report.say(data.decode(host(written.array[0])))
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy,
                    params_sha256=params_sha256(self.model.module),
                    wall_s=time.perf_counter() - self.begin,

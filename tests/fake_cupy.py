@@ -12,6 +12,7 @@ streams passes unseen. Nor that the attributes of CuPy that minipar uses exist: 
 into the real package, where it is installed. tests/gpu/ is for the rest.
 """
 
+import ctypes
 import inspect
 import sys
 import threading
@@ -117,6 +118,12 @@ class Flags:
 class Pointer:
     def __init__(self, host, device_id):
         self.ptr, self.device_id = host.__array_interface__["data"][0], device_id
+
+    def copy_to_host_async(self, mem, size, stream=None):
+        ctypes.memmove(mem, self.ptr, size)
+
+    def copy_from_host_async(self, mem, size, stream=None):
+        ctypes.memmove(self.ptr, mem, size)
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):

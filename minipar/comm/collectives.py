@@ -9,6 +9,7 @@ import pickle
 
 import numpy as np
 
+from ..device import as_array, host
 from ..tensor import Tensor
 
 
@@ -17,19 +18,19 @@ def written(x):
     if isinstance(x, Tensor):
         x.storage.version += 1
         return x.array
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"a tensor or a NumPy array was expected, not {type(x).__name__}")
+    if as_array(x) is not x:
+        raise TypeError(f"a tensor or an array was expected, not {type(x).__name__}")
     return x
 
 
 def read(x):
     """The array of a tensor, an array, or what can become one."""
-    return x.array if isinstance(x, Tensor) else np.asarray(x)
+    return x.array if isinstance(x, Tensor) else as_array(x)
 
 
 def _flat(array):
     """The elements of an array in order, 1-D: a view where the layout allows it, else a copy."""
-    return np.ascontiguousarray(array).reshape(-1)
+    return np.ascontiguousarray(array, like=array).reshape(-1)
 
 
 def _is_mean(op, dtype):
@@ -39,10 +40,10 @@ def _is_mean(op, dtype):
     return op == "mean"
 
 
-def _result(out, shape, dtype):
-    """The array to put a result into: `out`'s, checked, or a new one."""
+def _result(out, shape, dtype, like=None):
+    """The array to put a result into: `out`'s, checked, or a new one, where `like` is."""
     if out is None:
-        return np.empty(shape, dtype)
+        return np.empty(shape, dtype, like=like)
     array = written(out)
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise ValueError(f"out is {array.dtype}{array.shape}, not {dtype}{tuple(shape)}")
@@ -62,7 +63,8 @@ class Collectives:
     """The collectives, on top of a communicator's `_run`.
 
     Called by all ranks of the communicator, in the same order. Arrays are NumPy arrays or Tensors
-    of any dtype, of equal shape and dtype on every rank if nothing else is said. `op` is sum,
+    of any dtype, of equal shape and dtype on every rank if nothing else is said; those on a GPU
+    too, but for `scatter`. `op` is sum,
     mean, prod, max or min; `algorithm` is "auto", the name of a registered program, a program of
     your own, or "mpi", the MPI library's own. `out` is a contiguous array for the result, which
     is then returned.
@@ -110,7 +112,7 @@ class Collectives:
         source = read(array)
         work, mean = source.flatten(), _is_mean(op, source.dtype)
         part = work[self.rank * work.size // self.size:(self.rank + 1) * work.size // self.size]
-        result = _result(out, part.shape, part.dtype)
+        result = _result(out, part.shape, part.dtype, part)
 
         def finish():
             result[...] = part
@@ -126,7 +128,7 @@ class Collectives:
         which needs `out`.
         """
         source = read(array)
-        result = _result(out, (self.size, *source.shape), source.dtype)
+        result = _result(out, (self.size, *source.shape), source.dtype, source)
         result[self.rank] = source
         return self._with_result(_as_given(array, out, result), out, async_op, None,
                                  "all_gather", result.reshape(-1), algorithm=algorithm)
@@ -139,7 +141,7 @@ class Collectives:
         source = read(array)
         if self.rank != root:
             out = None
-        result = _result(out, (self.size, *source.shape), source.dtype)
+        result = _result(out, (self.size, *source.shape), source.dtype, source)
         result[self.rank] = source
         self._run("gather", result.reshape(-1), "sum", algorithm, root)
         return _as_given(array, out, result) if self.rank == root else None
@@ -193,7 +195,7 @@ class Collectives:
         if source.shape[:1] != (self.size,):
             raise ValueError(f"all_to_all: shape {source.shape} does not begin with {self.size}, "
                              f"the number of ranks")
-        result = _result(out, source.shape, source.dtype)
+        result = _result(out, source.shape, source.dtype, source)
         return self._with_result(
             _as_given(array, out, result), out, async_op, None, "all_to_all",
             {"input": _flat(source), "output": result.reshape(-1)}, algorithm=algorithm)
@@ -212,7 +214,7 @@ class Collectives:
                              f"ranks for an array of shape {source.shape}")
         table = self.all_gather(np.array(counts, np.int64))
         arriving, width = table[:, self.rank].tolist(), math.prod(source.shape[1:])
-        result = np.empty((sum(arriving), *source.shape[1:]), source.dtype)
+        result = np.empty((sum(arriving), *source.shape[1:]), source.dtype, like=source)
         elements = tuple(tuple(int(k) * width for k in row) for row in table)
         self._run("all_to_all", {"input": _flat(source), "output": result.reshape(-1)},
                   algorithm=algorithm, counts=elements)
@@ -244,6 +246,7 @@ class Collectives:
 
     def broadcast_arrays(self, arrays, root=0):
         """Rank `root`'s {name: array} on every rank; what the others give is not read."""
+        arrays = {name: host(a) for name, a in arrays.items()}
         forms = {name: (a.shape, a.dtype) for name, a in arrays.items()}
         forms = self.broadcast_object(forms, root)
         out = {}

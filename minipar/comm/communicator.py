@@ -6,11 +6,13 @@ import math
 import numpy as np
 
 from ..context import current
+from ..device import assign, host, on_gpu
 from .collectives import Collectives, read, written
 from .mpi_plan import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
 from .select import LIBRARY, SHARED, select
+from .staging import Synchronised, stage
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
@@ -127,9 +129,8 @@ class Communicator(Collectives):
         if not all(array.flags.c_contiguous for array in arrays.values()):
             raise ValueError("a plan needs a contiguous array")
         slot = _TURNS + self._plans % (self._message_tags // CHANNELS - _TURNS)
-        plan = self._compile(kind, arrays, slot, op, algorithm, root, counts)
         self._plans += 1
-        return plan
+        return self._compile(kind, arrays, slot, op, algorithm, root, counts)
 
     def _compile(self, kind, arrays, slot, op, algorithm, root, counts):
         if op not in OPS:
@@ -141,12 +142,16 @@ class Communicator(Collectives):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
-        shared = None
-        if algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
+        shared, transport = None, self.transport
+        if on_gpu(next(iter(arrays.values()))):
+            if self.size > 1 and not transport.takes_device_memory:
+                return self._staged(kind, arrays, slot, op, algorithm, root, counts)
+            transport = Synchronised(transport)
+        elif algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
             shared = self._is_shared(arrays, slot < _TURNS)
         program = select(kind, self.size, nbytes, algorithm, shared)
         if program is LIBRARY:
-            plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
+            plan = LibraryPlan(kind, arrays, transport, self.engine, op, root, counts)
             self._held.append(plan)
             return plan
         options = {"root": root, "counts": counts,
@@ -159,11 +164,27 @@ class Communicator(Collectives):
                                  f"buffers are {trace.buffers}")
         if trace.one_sided and slot < _TURNS:  # of a single collective
             return self._reuse(program, trace, arrays, op, root)
-        return self._make(program, trace, arrays, op, slot)
+        return self._make(program, trace, arrays, op, slot, transport)
 
-    def _make(self, program, trace, arrays, op, slot):
+    def _staged(self, kind, arrays, slot, *options):
+        """A plan for arrays of a GPU, by way of the host's memory."""
+        kept, algorithm = slot >= _TURNS, options[1]
+
+        def compile_(hosts, number):
+            plan = (self._compile(kind, hosts, slot, *options) if number == 0 else
+                    self.plan(kind, hosts, *options))
+            if not plan.reused:
+                self._held.remove(plan)  # it is the staged plan's
+            return plan
+        plan = stage(kind, arrays, self.engine, compile_, kept, algorithm == LIBRARY.name)
+        self._held.append(plan)
+        return plan
+
+    def _make(self, program, trace, arrays, op, slot, transport=None):
+        if trace.one_sided and on_gpu(next(iter(arrays.values()))):
+            raise ValueError(f"{program.name} works in memory that ranks map: not on a GPU")
         shared = self._share(trace, arrays, program) if trace.one_sided else {}
-        plan = Plan(trace, arrays, self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
+        plan = Plan(trace, arrays, transport or self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
                     f"{program.kind.name} {program.name}", **shared)
         self._held.append(plan)
         return plan
@@ -283,13 +304,14 @@ class Communicator(Collectives):
 
     def isend(self, array, dest, tag=0):
         """Start sending `array` to rank `dest`; it must not change until the Work is done."""
-        return self._message(True, np.ascontiguousarray(read(array)), dest, tag)
+        return self._message(True, np.ascontiguousarray(host(read(array))), dest, tag)
 
     def irecv(self, array, source, tag=0):
         """Start receiving from rank `source` into `array` (same number of bytes as sent)."""
         target = written(array)
-        buffer = target if target.flags.c_contiguous else np.empty_like(target, order="C")
-        finish = None if buffer is target else lambda: np.copyto(target, buffer)
+        buffer = (target if target.flags.c_contiguous and not on_gpu(target) else
+                  np.empty(target.shape, target.dtype))
+        finish = None if buffer is target else lambda: assign(target, buffer)
         return self._message(False, buffer, source, tag, finish)
 
     def send(self, array, dest, tag=0):

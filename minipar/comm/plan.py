@@ -44,7 +44,7 @@ class Plan:
         self.bind(arrays)
         landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in trace.rounds), default=0)
-        self._landing = np.empty(landing, dtype)
+        self._landing = np.empty(landing, dtype, like=next(iter(arrays.values())))
         self._ops, self._rounds = trace.rounds, [self._bind(ops) for ops in trace.rounds]
         self._next = self._last = len(self._rounds)  # number of the round to start next
         self._pending = ()  # messages of the round in flight
@@ -57,7 +57,9 @@ class Plan:
         if self._places is not None:
             window, offset = self._places[name]
             return window.view(window.rank, offset, length, dtype)
-        return arrays[name] if name in arrays else np.empty(length, dtype)
+        if name in arrays:
+            return arrays[name]
+        return np.empty(length, dtype, like=next(iter(arrays.values())))
 
     def bind(self, arrays):
         """Take other arrays of the same lengths: for a plan that works in shared memory."""

@@ -32,15 +32,26 @@ class Topology(NamedTuple):
         return None
 
 
+def rank_on_host(comm):
+    """This rank's number among those of its host. Called by all ranks."""
+    names = _host_names(comm)
+    return names[:comm.rank].count(names[comm.rank])
+
+
+def _host_names(comm):
+    """Numbers that tell the hosts of all ranks apart. Called by all of them."""
+    name = socket.gethostname().encode()
+    names = comm.all_gather(np.array([zlib.crc32(name), zlib.adler32(name)], np.int64))
+    return [tuple(row) for row in names.tolist()]
+
+
 def hosts(comm):
     """The topology of a communicator by the names of its ranks' hosts: (ranks a host, hosts).
 
     Called by all of its ranks. Raises ValueError if hosts have different numbers of ranks, or if
     ranks are not numbered host by host.
     """
-    name = socket.gethostname().encode()
-    names = comm.all_gather(np.array([zlib.crc32(name), zlib.adler32(name)], np.int64))
-    names = [tuple(row) for row in names.tolist()]
+    names = _host_names(comm)
     seen = list(dict.fromkeys(names))
     counts = [names.count(name) for name in seen]
     if len(set(counts)) > 1:
