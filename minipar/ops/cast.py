@@ -4,7 +4,7 @@
 """
 
 from .. import dtypes
-from ..device import CPU, device, device_of, put, resolve
+from ..device import CPU, device, device_of, on, put, resolve
 from ..tensor import Tensor, record
 from .base import method, quiet
 
@@ -80,9 +80,10 @@ def _cast(x, dtype, copy=False, place=None):
     if dtype is x.dtype and not copy and not moves:
         return x
     own, home = a.dtype, device_of(a)
-    array = a if dtype is x.dtype and moves else a.astype(dtype.storage)
-    if moves:
-        array = put(array, place)
+    array = put(a, place) if moves else a
+    if dtype is not x.dtype or array is a:
+        with on(place if moves else home):
+            array = array.astype(dtype.storage)
     if not dtype.is_floating_point:
         return Tensor(array)
     return record(array, (x,), lambda g: (put(g.astype(own, copy=False), home),))
