@@ -115,6 +115,25 @@ class Flags:
         self.owndata = flags.owndata
 
 
+class Memory:
+    """cudaMalloc's, which a handle can stand for; and what another thread has."""
+
+    def __init__(self, size):
+        self.data, self.size = np.zeros(size, np.uint8), size
+        self.ptr = self.data.ctypes.data
+
+
+class UnownedMemory:
+    def __init__(self, ptr, size, owner, device_id=-1):
+        self.ptr, self.size = ptr, size
+
+
+class MemoryPointer:
+    def __init__(self, mem, offset):
+        assert offset == 0
+        self.mem, self.ptr = mem, mem.ptr
+
+
 class Pointer:
     def __init__(self, host, device_id):
         self.ptr, self.device_id = host.__array_interface__["data"][0], device_id
@@ -129,7 +148,11 @@ class Pointer:
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     __array_priority__ = 100
 
-    def __init__(self, host, device=None):
+    def __init__(self, host, device=None, memptr=None):
+        if memptr is not None:  # CuPy's own: ndarray(shape, dtype, memptr)
+            data = (ctypes.c_ubyte * memptr.mem.size).from_address(memptr.mem.ptr)
+            host, device = np.frombuffer(data, device, host), None
+            self.memory = memptr.mem
         self.host, self.device = host, Device(device)
 
     shape = property(lambda self: self.host.shape)
@@ -426,6 +449,8 @@ cuda.runtime.getDeviceProperties = lambda i: {
 cuda.compiler = _Module("cupy.cuda.compiler")
 cuda.compiler.CompileException = type("CompileException", (Exception,), {})
 cuda.Device, cuda.Stream, cuda.Event = Device, Stream, Event
+cuda.Memory, cuda.UnownedMemory, cuda.MemoryPointer = Memory, UnownedMemory, MemoryPointer
+cuda.runtime.ipcGetMemHandle = lambda pointer: bytes(64)  # ranks are threads here
 cuda.get_current_stream = _current_stream
 cuda.get_elapsed_time = lambda start, end: 0.0
 cuda.alloc_pinned_memory = lambda nbytes: PinnedMemory(max(1, nbytes))

@@ -2,6 +2,8 @@
 those of the CPU, with kernels and without, and nothing lies where it should not.
 """
 
+from pathlib import Path
+
 import fake_cupy
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ def ints(high, *shape):
 
 M, S, X, IMAGES = signed(3, 4), signed(), signed(2, 3, 4), signed(2, 4, 6, 6)
 BOOLS = M > 0
+SAMPLES_LAST = signed(6, 4, 2, 8).transpose(3, 2, 0, 1)
 
 
 def _unary(*names):
@@ -61,8 +64,8 @@ def _attention(q, k, v, **options):
 QKV = [signed(2, 3, 5, 8, seed=i) for i in range(3)]
 MOMENTS = signed(4), floats(4)
 CASES = {
-    **_unary("exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "erf", "abs", "sign",
-             "floor", "ceil", "round", "square", "sigmoid", "relu", "gelu", "neg"),
+    **_unary("exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "erf", "abs",
+             "sign", "floor", "ceil", "round", "square", "sigmoid", "relu", "gelu", "neg"),
     "erf of all": case(minipar.erf, np.linspace(-7, 7, 41)),
     "0-d": case(lambda x: minipar.tanh(x) * x + 2 ** x, floats()),
     "add": case(lambda x, y: x + y + 1, M, signed(4)), "sub": case(lambda x, y: 1 - x - y, M, S),
@@ -84,7 +87,8 @@ CASES = {
         "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or")},
     **{n: case(lambda x, n=n: getattr(minipar, n)(x), M) for n in (
         "logical_not", "isnan", "isinf", "isfinite")},
-    "sum": case(lambda x: x.sum() + x.sum(1).sum(0), X), "sum of ints": case(minipar.sum, ints(4, 3)),
+    "sum": case(lambda x: x.sum() + x.sum(1).sum(0), X),
+    "sum of ints": case(minipar.sum, ints(4, 3)),
     "mean": case(lambda x: x.mean((0, 2), keepdim=True), X),
     "var": case(lambda x: minipar.var(x, 1), X), "std": case(lambda x: minipar.std(x), X),
     "norm": case(lambda x: minipar.norm(x) + x.norm(1, 0).sum() + x.norm(float("inf")), X),
@@ -92,7 +96,8 @@ CASES = {
     "logsumexp": case(lambda x: minipar.logsumexp(x, (0, 2)), X),
     "logsumexp of nothing": case(lambda x: minipar.logsumexp(x, 0), signed(0, 3)),
     "cumsum": case(lambda x: minipar.cumsum(x, 1), X),
-    "any": case(lambda x: minipar.any(x > 1, 0), X), "all": case(lambda x: minipar.all(x > -1, 1), X),
+    "any": case(lambda x: minipar.any(x > 1, 0), X),
+    "all": case(lambda x: minipar.all(x > -1, 1), X),
     "max": case(lambda x: x.max() + minipar.max(x, 1)[0].sum(), X),
     "min": case(lambda x: x.min() + minipar.min(x, -1, keepdim=True)[0].sum(), X),
     "amax": case(lambda x: minipar.amax(x, (0, 1)), X), "amin": case(lambda x: minipar.amin(x), X),
@@ -136,7 +141,8 @@ CASES = {
     "softmax of rows apart": case(lambda x: minipar.softmax(x, 1), X),
     "log_softmax": case(lambda x: minipar.log_softmax(x, -1) + minipar.log_softmax(x, 0), X),
     "cross_entropy": case(F.cross_entropy, M, ints(4, 3)),
-    "cross_entropy ignoring": case(lambda x, t: F.cross_entropy(x, t, ignore_index=1), M, ints(4, 3)),
+    "cross_entropy ignoring": case(lambda x, t: F.cross_entropy(x, t, ignore_index=1), M,
+                                  ints(4, 3)),
     "cross_entropy weighted": case(lambda x, t, w: F.cross_entropy(
         x, t, w.detach(), label_smoothing=0.1), M, ints(4, 3), floats(4)),
     "cross_entropy of probabilities": case(F.cross_entropy, M, floats(3, 4)),
@@ -156,8 +162,8 @@ CASES = {
     "rms_norm": case(lambda x, w: F.rms_norm(x, (4,), w), X, signed(4)),
     "batch_norm": case(lambda x, m, v, w, b: F.batch_norm(x, m.detach(), v.detach(), w, b, True),
                        IMAGES, *MOMENTS, signed(4), signed(4)),
-    "batch_norm of rows": case(lambda x, m, v: F.batch_norm(x, m.detach(), v.detach(), training=True),
-                               signed(5, 4), *MOMENTS),
+    "batch_norm of rows": case(lambda x, m, v: F.batch_norm(
+        x, m.detach(), v.detach(), training=True), signed(5, 4), *MOMENTS),
     "batch_norm running": case(lambda x, m, v: F.batch_norm(x, m.detach(), v.detach()), IMAGES,
                                *MOMENTS),
     "group_norm": case(lambda x, w: F.group_norm(x, 2, w), IMAGES, signed(4)),
@@ -169,17 +175,18 @@ CASES = {
     "conv_transpose2d": case(lambda x, w, b: F.conv_transpose2d(x, w, b, stride=2), IMAGES,
                              signed(4, 3, 3, 3), signed(3)),
     "max_pool2d": case(lambda x: F.max_pool2d(x, 3, 2, 1), IMAGES),
-    "max_pool2d lanes": case(lambda x: F.max_pool2d(x, 2), signed(6, 4, 2, 8).transpose(3, 2, 0, 1)),
+    "max_pool2d lanes": case(lambda x: F.max_pool2d(x, 2), SAMPLES_LAST),
     "avg_pool2d": case(lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), IMAGES),
-    "avg_pool2d lanes": case(lambda x: F.avg_pool2d(x, 2), signed(6, 4, 2, 8).transpose(3, 2, 0, 1)),
+    "avg_pool2d lanes": case(lambda x: F.avg_pool2d(x, 2), SAMPLES_LAST),
     "avg_pool2d of all": case(lambda x: F.avg_pool2d(x, 6), IMAGES),
     "adaptive_avg_pool2d": case(lambda x: F.adaptive_avg_pool2d(x, 4), IMAGES),
-    "interpolate": case(lambda x: F.interpolate(x, scale_factor=2) [:, :, :5].sum()
+    "interpolate": case(lambda x: F.interpolate(x, scale_factor=2)[:, :, :5].sum()
                         + F.interpolate(x, size=(4, 9)).sum(), IMAGES),
     "interpolate unevenly": case(lambda x: F.interpolate(x, size=(4, 9)), IMAGES),
     "like": case(lambda x: x * minipar.ones_like(x) + minipar.zeros_like(x)
                  + minipar.full_like(x, 2) + minipar.empty_like(x) * 0, M),
-    "multinomial": case(lambda x: (minipar.manual_seed(3), minipar.multinomial(x, 2))[1], floats(3, 4)),
+    "multinomial": case(lambda x: (minipar.manual_seed(3), minipar.multinomial(x, 2))[1],
+                        floats(3, 4)),
     "bernoulli": case(lambda x: (minipar.manual_seed(3), minipar.bernoulli(x))[1],
                       floats(3, 4, low=0, high=1)),
     "cast": case(lambda x: x.double().float().half().float().int(), M),
@@ -201,6 +208,16 @@ def outcome(name, device):
     gradients = [None if t.grad is None else t.grad for t in inputs]
     assert all(str(g.device) == device for g in gradients if g is not None)
     return out.detach().cpu().numpy(), [g if g is None else g.cpu().numpy() for g in gradients]
+
+
+def test_every_operation_has_a_case():
+    text = Path(__file__).read_text(encoding="utf-8")
+    elsewhere = {"rand", "randn", "randint", "randperm", "rand_like", "randn_like", "zeros", "ones",
+                 "empty", "full", "arange", "eye", "linspace", "tensor", "as_tensor",  # made there
+                 "permute", "t", "max_pool1d", "avg_pool1d"}  # by methods, or by another
+    missing = [n for n in {*minipar.ops.__all__, *F.__all__} - elsewhere
+               if f'"{n}"' not in text and f"{n}(" not in text and f".{n}," not in text]
+    assert not missing
 
 
 @pytest.fixture(params=("compiled", "reference"))

@@ -2,12 +2,14 @@
 collectives in `collectives.py`."""
 
 import math
+from functools import partial
 
 import numpy as np
 
 from ..context import current
 from ..device import assign, host, on_gpu
 from .collectives import Collectives, read, written
+from .device_window import DeviceFence, DeviceWindow
 from .mpi_plan import LibraryPlan
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
@@ -93,6 +95,7 @@ class Communicator(Collectives):
         self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
+        self._device_arena = None  # made for the first program that maps memory of GPUs
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
         self._topology = None
 
@@ -144,7 +147,9 @@ class Communicator(Collectives):
         nbytes = max(a.nbytes for a in arrays.values())
         shared, transport = None, self.transport
         if on_gpu(next(iter(arrays.values()))):
-            if self.size > 1 and not transport.takes_device_memory:
+            # "auto" stages: whether mapped memory is faster, nobody has measured yet.
+            mapped = algorithm == "shared" or getattr(algorithm, "one_sided", False)
+            if self.size > 1 and not transport.takes_device_memory and not mapped:
                 return self._staged(kind, arrays, slot, op, algorithm, root, counts)
             transport = Synchronised(transport)
         elif algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
@@ -181,10 +186,9 @@ class Communicator(Collectives):
         return plan
 
     def _make(self, program, trace, arrays, op, slot, transport=None):
-        if trace.one_sided and on_gpu(next(iter(arrays.values()))):
-            raise ValueError(f"{program.name} works in memory that ranks map: not on a GPU")
         shared = self._share(trace, arrays, program) if trace.one_sided else {}
-        plan = Plan(trace, arrays, transport or self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
+        plan = Plan(trace, arrays, transport or self.transport, self.engine, op, slot * CHANNELS,
+                    CHANNELS,
                     f"{program.kind.name} {program.name}", **shared)
         self._held.append(plan)
         return plan
@@ -193,8 +197,8 @@ class Communicator(Collectives):
         """A plan in shared memory for this call: making one takes long, so two are kept for each
         length, which take turns. Whatever is decided here, every rank decides alike.
         """
-        key = program, op, root, *((name, array.size, array.dtype, self._arena.find(array))
-                                   for name, array in arrays.items())
+        key = program, op, root, *((name, array.size, array.dtype, on_gpu(array),
+                                    self._arena.find(array)) for name, array in arrays.items())
         plans, calls = self._reused.setdefault(key, ([], [0]))
         turn, calls[0] = calls[0] % 2, calls[0] + 1
         if turn == len(plans):
@@ -248,11 +252,16 @@ class Communicator(Collectives):
         if not self.shares_memory():
             raise ValueError(f"{program.name} reads and writes memory of its peers, which these "
                              f"{self.size} ranks do not share")
-        places, itemsize = {}, next(iter(arrays.values())).itemsize
+        first = next(iter(arrays.values()))
+        arena, fence = self._arena, Fence
+        if on_gpu(first):
+            self._device_arena = self._device_arena or Arena(partial(DeviceWindow, self))
+            arena, fence = self._device_arena, DeviceFence
+        places = {}
         for name, length in trace.buffers.items():
-            found = self._arena.find(arrays[name]) if name in arrays else None
-            places[name] = found or self._arena.take(length * itemsize)
-        return {"places": places, "fence": Fence(*self._arena.take(LINE))}
+            found = arena.find(arrays[name]) if name in arrays else None
+            places[name] = found or arena.take(length * first.itemsize)
+        return {"places": places, "fence": fence(*self._arena.take(LINE))}
 
     def free(self, plan):
         """Release a plan that is not in flight."""
@@ -344,4 +353,6 @@ class Communicator(Collectives):
         for plan in self._held:
             plan.free()
         self._held = []
+        if self._device_arena is not None:
+            self._device_arena.close()
         self.transport.close()

@@ -129,7 +129,8 @@ class GPT(nn.Module):
         t = index.shape[1]
         if t > self.config.block_size:
             raise ValueError(f"gpt: {t} tokens do not fit a block of {self.config.block_size}")
-        x = self.transformer.wte(index) + self.transformer.wpe(Tensor(np.arange(t, like=index.array)))
+        position = Tensor(np.arange(t, like=index.array))
+        x = self.transformer.wte(index) + self.transformer.wpe(position)
         return self.transformer.drop(x)
 
     def forward(self, index):

@@ -50,4 +50,5 @@ __all__ = [
     "randint", "randn", "randn_like", "randperm", "reciprocal", "relu", "remainder", "reshape",
     "roll", "round", "rsqrt", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt",
     "square", "squeeze", "stack", "std", "sub", "sum", "t", "take_along_dim", "tanh", "tensor",
-    "topk", "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros", "zeros_like"]
+    "topk", "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros",
+    "zeros_like"]

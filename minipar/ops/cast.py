@@ -4,7 +4,7 @@
 """
 
 from .. import dtypes
-from ..device import CPU, device, device_of, on, put, resolve
+from ..device import CPU, device, device_of, on, on_gpu, put, resolve
 from ..tensor import Tensor, record
 from .base import method, quiet
 
@@ -81,9 +81,11 @@ def _cast(x, dtype, copy=False, place=None):
         return x
     own, home = a.dtype, device_of(a)
     array = put(a, place) if moves else a
-    if dtype is not x.dtype or array is a:
-        with on(place if moves else home):
+    if on_gpu(array) and (dtype is not x.dtype or array is a):
+        with on(device_of(array)):
             array = array.astype(dtype.storage)
+    elif dtype is not x.dtype or array is a:
+        array = array.astype(dtype.storage)
     if not dtype.is_floating_point:
         return Tensor(array)
     return record(array, (x,), lambda g: (put(g.astype(own, copy=False), home),))

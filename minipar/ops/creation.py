@@ -1,7 +1,8 @@
 """Tensors from nothing: zeros, ranges, the identity. None of them is recorded.
 
 dtype: the default dtype if None, unless it says otherwise. requires_grad: makes the tensor a leaf.
-device: a `device`, its name, or None for the CPU (of the `_like` functions: for where x is). Sizes are given as numbers or as a tuple.
+device: a `device`, its name, or None for the CPU (of the `_like` functions: for where x is).
+Sizes are given as numbers or as a tuple.
 """
 
 import math
@@ -114,7 +115,8 @@ def empty_like(x, dtype=None, requires_grad=False, device=None):
 def full_like(x, fill_value, dtype=None, requires_grad=False, device=None):
     """`fill_value` in the shape of x, and in its dtype if `dtype` is None."""
     array, storage = like("full_like", x, dtype)
-    return made(np.full_like(array, _number("full_like", fill_value), storage), requires_grad, device)
+    made_of = np.full_like(array, _number("full_like", fill_value), storage)
+    return made(made_of, requires_grad, device)
 
 
 def arange(start, end=None, step=1, dtype=None, requires_grad=False, device=None):

@@ -127,7 +127,8 @@ def _index(name, x, dim, keepdim, index_of):
     if dim is None:
         if not a.size:
             raise IndexError(f"{name}: no element to choose in shape {a.shape}")
-        return Tensor(as_array(index_of(a)).astype(np.int64).reshape((1,) * a.ndim if keepdim else ()))
+        found = as_array(index_of(a)).astype(np.int64)
+        return Tensor(found.reshape((1,) * a.ndim if keepdim else ()))
     a, axis, shape = _along(name, a, dim, keepdim)
     return Tensor(index_of(a, axis).astype(np.int64, copy=False).reshape(shape))
 

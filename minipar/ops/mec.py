@@ -44,8 +44,8 @@ class Geometry:
                       for tap in range(self.kw)]
 
     def direct(self, name, like):
-        """The kernel of a depthwise convolution, for arrays like `like`, as a function of them and of
-        how many rows the output has; None if this is none, or there is no kernel.
+        """The kernel of a depthwise convolution, for arrays like `like`, as a function of them and
+        of how many rows the output has; None if this is none, or there is no kernel.
         """
         run = _DEPTHWISE[name].build(like) if self.depthwise else None
         sizes = (self.h, self.groups, self.w, self.n, self.ho, self.wo, self.kh, self.kw, self.sh,

@@ -2,8 +2,9 @@
 seeds, or from `generator`: a `minipar.Generator`, or any `numpy.random.Generator`.
 
 They are drawn on the CPU and then put on `device` (None: the CPU; of the `_like` functions: where
-x is), so that every device has the same numbers. Each draw depends on all before it. What must not depend on who draws first, initial weights and
-dropout, does not come from here (see `minipar/random.py`). No draw is recorded.
+x is), so that every device has the same numbers. Each draw depends on all before it. What must not
+depend on who draws first, initial weights and dropout, does not come from here (see
+`minipar/random.py`). No draw is recorded.
 """
 
 import numpy as np

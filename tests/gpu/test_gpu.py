@@ -133,6 +133,11 @@ def test_staging_waits_for_what_computes_and_is_waited_for(n, segments):
     assert launch(_sum_of_ramps, 2, args=("ring", n)) == [segments] * 2
 
 
+def test_processes_map_each_others_memory_of_the_gpu():
+    assert launch(_sum_of_ramps, 2, args=("shared", 100_003)) == [False] * 2
+    assert run_threads(_sum_of_ramps, 2, "shared", 100_003) == [False] * 2
+
+
 def test_batches_arrive_whole_while_the_gpu_is_busy():
     work = mp.randn(2000, 2000, device="cuda")
     batches = (mp.full((500_000,), float(i)) for i in range(50))
