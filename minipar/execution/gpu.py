@@ -20,6 +20,7 @@ from .build import run_compiler
 from .source import ACCUMULATE, ELEMENTS, BuildError, misfit, signatures
 
 ARCHITECTURES = ("sm_80", "sm_90")
+NVRTC = ("-default-device",)  # what is not said to be for the host, such as a lambda, is not
 # A block for each row, and threads for each element: what waits for memory is hidden by others.
 LIMITS = Limits(threads=256, width=256, blocks=2**31 - 1)
 
@@ -39,7 +40,7 @@ class Library:
         texts = [p.read_bytes() for p in (source, *sorted(source.parent.glob("*.cuh")))]
         module = cupy.RawModule(
             code=f'#include "{source.name}"\n', name_expressions=tuple(self._signatures),
-            options=("-std=c++17", f"-I{source.parent}", f"-DREAL={real}",
+            options=(*NVRTC, "-std=c++17", f"-I{source.parent}", f"-DREAL={real}",
                      f"-DACC={ACCUMULATE[real]}",
                      f"-DSOURCES=0x{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"))
         try:
@@ -123,7 +124,7 @@ def _nvrtc(source, arch, options):
         raise BuildError("there is no CUDA compiler: neither nvcc nor the package "
                          "nvidia-cuda-nvrtc")
     headers = _package_files("cuda_fp16.h")
-    options = [*options, f"-arch={arch}", *(f"-I{p.parent}" for p in headers[:1])]
+    options = [*options, *NVRTC, f"-arch={arch}", *(f"-I{p.parent}" for p in headers[:1])]
     nvrtc = ctypes.CDLL(str(path))
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0,
