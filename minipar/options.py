@@ -150,6 +150,8 @@ def _check_algorithm(o, world_size):
     program = ALGORITHMS["all_reduce"].get(o.algorithm)
     if program is not None and (reason := program.refusal(world_size)):
         raise UsageError(f"argument --algorithm: {reason}")
+    if o.algorithm == "nccl" and o.device != "cuda":
+        raise UsageError("argument --algorithm: nccl is for GPUs: --device cuda")
     if o.algorithm == "mpi" and not is_launched() and not (o.ranks and o.launcher == "mpi"):
         raise UsageError("argument --algorithm: mpi is the MPI library's own: start with mpirun, "
                          "or with --launcher mpi")

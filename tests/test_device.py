@@ -309,6 +309,30 @@ def test_programs_in_shared_memory_work_in_memory_of_gpus_too(gpu, n):
         assert y == [[27.0] * 3] * 2 and z == [3.0] * 6
 
 
+def _by_nccl(shared):
+    comm, out = world(), []
+    cuda.set_device(0 if shared else comm.rank)
+    x = mp.full((5,), comm.rank + 1.0, device="cuda")
+    plan = comm.plan("all_reduce", x.array, algorithm="nccl")
+    for _ in range(2):
+        plan.start()
+        plan.wait()
+    comm.broadcast(y := mp.full((2,), float(comm.rank), device="cuda"), 1, algorithm="nccl")
+    comm.reduce(z := mp.full((2,), float(comm.rank), device="cuda"), 1, "max", algorithm="nccl")
+    for kind, array, wrong in (("all_gather", x.array, "no all_gather here"),
+                               ("all_reduce", np.ones(2), "on GPUs, not on the CPU")):
+        with pytest.raises(ValueError, match=wrong):
+            comm.plan(kind, array, algorithm="nccl")
+    return x.tolist(), y.tolist(), z.tolist()
+
+
+def test_nccl_serves_ranks_with_a_gpu_each(gpu):
+    for rank, got in enumerate(run_threads(_by_nccl, 2, False)):
+        assert got == ([6.0] * 5, [1.0] * 2, [float(rank)] * 2)
+    with pytest.raises(ValueError, match="^nccl: ranks 0 and 1 share a GPU"):
+        run_threads(_by_nccl, 2, True)
+
+
 def _kept(algorithm, n):
     comm = world()
     x = mp.arange(n, dtype="float64", device="cuda").array * (comm.rank + 1)

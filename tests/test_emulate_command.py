@@ -191,7 +191,8 @@ def test_shared_memory_that_is_declared_in_another_way_is_refused_with_its_line(
 
 
 def test_a_launch_has_several_rounds_of_its_loops_and_whole_warps():
-    assert [LIMITS.shape(r, n, None) for r, n in ((0, 1), (1, 31), (5, 33), (50, 1023), (None, 7))] == [
+    sizes = (0, 1), (1, 31), (5, 33), (50, 1023), (None, 7)
+    assert [LIMITS.shape(r, n, None) for r, n in sizes] == [
         (1, 32), (1, 32), (5, 64), (6, 256), (1, 32)]
     assert [LIMITS.shape(None, None, e) for e in (0, 1, 33, 1000, 10**6)] == [
         (1, 32), (1, 32), (1, 64), (6, 128), (6, 128)]

@@ -11,6 +11,7 @@ from ..device import assign, host, on_gpu
 from .collectives import Collectives, read, written
 from .device_window import DeviceFence, DeviceWindow
 from .mpi_plan import LibraryPlan
+from .nccl import NCCL, NcclPlan, connect
 from .plan import OPS, Engine, Plan
 from .program import CHANNELS
 from .select import LIBRARY, SHARED, select
@@ -95,6 +96,7 @@ class Communicator(Collectives):
         self._plans, self._runs, self._splits, self._held = 0, 0, 0, []
         self._turns = [None] * _TURNS  # the plan in flight on each turn's tags
         self._arena, self._shares, self._reused = Arena(self._window), None, {}
+        self._nccl = None  # connected for the first plan that asks for it
         self._device_arena = None  # made for the first program that maps memory of GPUs
         self._message_tags = transport.max_tag // 2  # below: plans; from here: send and recv
         self._topology = None
@@ -148,13 +150,15 @@ class Communicator(Collectives):
         shared, transport = None, self.transport
         if on_gpu(next(iter(arrays.values()))):
             # "auto" stages: whether mapped memory is faster, nobody has measured yet.
-            mapped = algorithm == "shared" or getattr(algorithm, "one_sided", False)
+            mapped = algorithm in ("shared", NCCL.name) or getattr(algorithm, "one_sided", False)
             if self.size > 1 and not transport.takes_device_memory and not mapped:
                 return self._staged(kind, arrays, slot, op, algorithm, root, counts)
             transport = Synchronised(transport)
         elif algorithm == "auto" and self.size > 1 and nbytes >= SHARED.get(kind, (np.inf,))[0]:
             shared = self._is_shared(arrays, slot < _TURNS)
         program = select(kind, self.size, nbytes, algorithm, shared)
+        if program is NCCL:
+            return self._by_nccl(kind, arrays, op, root)
         if program is LIBRARY:
             plan = LibraryPlan(kind, arrays, transport, self.engine, op, root, counts)
             self._held.append(plan)
@@ -170,6 +174,14 @@ class Communicator(Collectives):
         if trace.one_sided and slot < _TURNS:  # of a single collective
             return self._reuse(program, trace, arrays, op, root)
         return self._make(program, trace, arrays, op, slot, transport)
+
+    def _by_nccl(self, kind, arrays, op, root):
+        array = next(iter(arrays.values()))
+        if not on_gpu(array):
+            raise ValueError(f"nccl: {kind} of arrays on GPUs, not on the CPU")
+        self._nccl = self._nccl or connect(self)
+        self._held.append(NcclPlan(self._nccl, kind, array, self.engine, op, root))
+        return self._held[-1]
 
     def _staged(self, kind, arrays, slot, *options):
         """A plan for arrays of a GPU, by way of the host's memory."""

@@ -4,6 +4,7 @@ import difflib
 
 from . import algorithms  # noqa: F401  (registers them)
 from .mpi_plan import LIBRARY
+from .nccl import KINDS, NCCL
 from .program import ALGORITHMS, Program
 
 KIB = 1024
@@ -46,7 +47,8 @@ SHARED = {"all_reduce": (8 * KIB, 1024 * KIB), "reduce_scatter": (8 * KIB, 1024 
 
 
 def select(kind, size, nbytes, algorithm="auto", shared=None):
-    """The Program for a collective of `nbytes` on `size` ranks; LIBRARY for "mpi".
+    """The Program for a collective of `nbytes` on `size` ranks; LIBRARY for "mpi", NCCL for
+    "nccl".
 
     algorithm: "auto" (the tables), a registered name, "mpi", or a Program. shared: whether the
     buffer lies in memory that the ranks share; None if they share none. Raises ValueError for a
@@ -61,8 +63,8 @@ def select(kind, size, nbytes, algorithm="auto", shared=None):
         algorithm = next((name for of, ranks, limit, name in TABLE
                           if of == kind and (ranks is None or size <= ranks)
                           and (limit is None or nbytes <= limit)), "auto")
-    if algorithm == LIBRARY.name:
-        return LIBRARY
+    if algorithm in (LIBRARY.name, NCCL.name):
+        return LIBRARY if algorithm == LIBRARY.name else NCCL
     program = algorithm if isinstance(algorithm, Program) else _named(kind, algorithm)
     if program.kind.name != kind:
         raise ValueError(f"{program.name} is a program for {program.kind.name}, not for {kind}")
@@ -73,7 +75,7 @@ def select(kind, size, nbytes, algorithm="auto", shared=None):
 
 def names(kind):
     """What `algorithm` may be for a kind, besides a Program of one's own."""
-    return ["auto", *sorted(ALGORITHMS.get(kind, ())), LIBRARY.name]
+    return ["auto", *sorted(ALGORITHMS.get(kind, ())), LIBRARY.name, *[NCCL.name] * (kind in KINDS)]
 
 
 def _named(kind, name):
