@@ -29,7 +29,7 @@ from .context import (batch_position, current, manual_seed, no_grad, set_default
                       set_kernels)
 from .data import GlobalBatchSampler
 from .data.prefetch import on_device
-from .device import CPU, DeviceError, host
+from .device import DeviceError, host
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import UsageError, parse, parser
@@ -86,11 +86,12 @@ def train_step(model, optimizer, batch, shard, o, step, stop=False):
     return totals[0] / max(totals[1], 1), totals[2] > 0
 
 
-def evaluate(model, dataset, batch_size, device=CPU):
+def evaluate(model, dataset, batch_size):
     """(mean loss, accuracy) over a data set, each rank taking its slice of each batch."""
     comm, totals = model.comm, np.zeros(3)
     sampler = GlobalBatchSampler(len(dataset), max(batch_size, comm.size), rank=comm.rank,
                                  num_replicas=comm.size, shuffle=False)
+    device = next(model.parameters()).device
     model.eval()
     with no_grad():
         for shard in sampler.shards(0):
@@ -247,8 +248,7 @@ class Job:
         return stop
 
     def _evaluate(self, step):
-        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64),
-                                  self.device)
+        loss, accuracy = evaluate(self.model, self.data.test, max(self.o.batch_size, 64))
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
         return loss, accuracy
 

@@ -21,8 +21,10 @@ from .source import ACCUMULATE, ELEMENTS, BuildError, misfit, signatures
 
 ARCHITECTURES = ("sm_80", "sm_90")
 NVRTC = ("-default-device",)  # what is not said to be for the host, such as a lambda, is not
-# A block for each row, and threads for each element: what waits for memory is hidden by others.
-LIMITS = Limits(threads=256, width=256, blocks=2**31 - 1)
+# 256 threads, of which a row takes as many as it fills. Twice as many blocks as a multiprocessor
+# holds: enough for some to compute while others wait for memory, and not so many that what each
+# block does before it begins (embedding.cu reads all indices) is most of what is done.
+THREADS, BLOCKS = 256, 16
 
 
 class Library:
@@ -34,6 +36,8 @@ class Library:
     def __init__(self, source, real):
         cupy = import_cupy()
         self._runtime, self._real = cupy.cuda.runtime, real
+        properties = self._runtime.getDeviceProperties(self._runtime.getDevice())
+        self._limits = Limits(THREADS, THREADS, BLOCKS * properties["multiProcessorCount"])
         self._signatures = signatures(source.read_text(encoding="utf-8"))
         # CuPy knows a build by its text and options, not by what the text includes: the option
         # SOURCES, which nobody reads, tells builds of other texts apart.
@@ -50,7 +54,7 @@ class Library:
 
     def function(self, kernel):
         """A callable with the parameters of `kernel`, which is one of this file."""
-        name, launch = kernel.name, self._functions[kernel.name]
+        name, launch, limits = kernel.name, self._functions[kernel.name], self._limits
         parameters = self._signatures[name]
         types = [np.dtype(ELEMENTS[p.plain(self._real)]) for p in parameters]
         names = [p.name for p in parameters]
@@ -65,7 +69,7 @@ class Library:
                     passed.append(value)
                 else:
                     passed.append(dtype.type(value))
-            grid, block = LIMITS.shape(*(None if i is None else int(arguments[i]) for i in sizes))
+            grid, block = limits.shape(*(None if i is None else int(arguments[i]) for i in sizes))
             launch((grid,), (block,), tuple(passed))
         run.__name__ = name
         return run
