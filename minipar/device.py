@@ -87,6 +87,13 @@ def import_cupy():
     return _cupy
 
 
+def import_nccl():
+    """CuPy's module of NCCL, whose `available` says whether the library itself is there."""
+    import_cupy()
+    from cupy.cuda import nccl
+    return nccl
+
+
 def gpu_count():
     """How many GPUs there are. Raises DeviceError where there is none."""
     return import_cupy().cuda.runtime.getDeviceCount()

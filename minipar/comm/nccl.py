@@ -8,7 +8,7 @@ for the library, not yet on a machine with several GPUs.)
 
 import socket
 
-from ..device import import_cupy
+from ..device import import_cupy, import_nccl
 
 KINDS = ("all_reduce", "reduce", "broadcast")
 _TYPES = {"float16": "HALF", "float32": "FLOAT", "float64": "DOUBLE", "int32": "INT",
@@ -32,9 +32,7 @@ def connect(comm):
 
     Raises ValueError, on every rank, if two share a GPU; RuntimeError if NCCL is not installed.
     """
-    cupy = import_cupy()
-    from cupy.cuda import nccl
-    runtime = cupy.cuda.runtime
+    nccl, runtime = import_nccl(), import_cupy().cuda.runtime
     mine = (socket.gethostname(), runtime.deviceGetPCIBusId(runtime.getDevice()),
             bool(getattr(nccl, "available", True)))
     everybody = [comm.broadcast_object(mine, rank) for rank in range(comm.size)]
@@ -55,7 +53,7 @@ class NcclPlan:
     reused = False
 
     def __init__(self, library, kind, array, engine, op, root):
-        from cupy.cuda import nccl
+        nccl = import_nccl()
         if kind not in KINDS:
             raise ValueError(f"nccl: no {kind} here; there are {', '.join(KINDS)}")
         if array.dtype.name not in _TYPES:
