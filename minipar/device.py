@@ -29,7 +29,7 @@ class device:
     another type; that a GPU is there is seen when something is put on it.
     """
 
-    __slots__ = ("type", "index")
+    __slots__ = ("type", "index", "_hash")
 
     def __init__(self, type, index=None):
         if isinstance(type, device):
@@ -41,6 +41,7 @@ class device:
         if kind == "cpu" and index:
             raise ValueError(f"no device 'cpu:{index}': there is one CPU")
         self.type, self.index = kind, None if kind == "cpu" else index
+        self._hash = hash((kind, self.index))
 
     def __str__(self):
         return self.type if self.index is None else f"{self.type}:{self.index}"
@@ -50,10 +51,11 @@ class device:
         return f"device(type={self.type!r}{index})"
 
     def __eq__(self, other):
-        return isinstance(other, device) and str(self) == str(other)
+        return self is other or (isinstance(other, device) and self.type == other.type
+                                 and self.index == other.index)
 
     def __hash__(self):
-        return hash(str(self))
+        return self._hash
 
     def __reduce__(self):
         return device, (str(self),)
@@ -216,14 +218,11 @@ def place_of(wanted):
     return "cpu" if wanted is CPU else _cupy.cuda.Device(wanted.index)
 
 
-def one_device(name, *arrays):
-    """Raise RuntimeError unless all arrays (or None) live on one device."""
-    first = None
-    for array in arrays:
-        if array is None:
+def one_device(name, first, *others):
+    """Raise RuntimeError unless the arrays, of which others may be None, live on one device."""
+    for array in others:
+        if array.__class__ is first.__class__ is np.ndarray or array is None:
             continue
-        if first is None:
-            first = array
-        elif array.__class__ is not first.__class__ or array.device != first.device:
+        if array.__class__ is not first.__class__ or array.device != first.device:
             raise RuntimeError(f"{name}: all tensors must be on one device, but there are "
                                f"{device_of(first)} and {device_of(array)}")
