@@ -16,7 +16,8 @@ import minipar as mp
 from minipar import cuda, nn, optim
 from minipar.comm import run_threads, staging, world
 from minipar.context import set_kernels
-from minipar.device import import_cupy
+from minipar.data.prefetch import on_device
+from minipar.device import import_cupy, resolve
 from minipar.execution import Kernel
 from minipar.nn import functional as F
 from minipar.parallel import DistributedDataParallel
@@ -249,6 +250,29 @@ def test_streams_and_events_have_pytorchs_methods(gpu):
     assert cuda.current_device() == 0 and cuda.get_device_name() == "stand-in"
 
 
+def test_the_next_batch_is_read_before_the_step_and_none_twice(gpu):
+    reads = []
+
+    def read(shard):
+        reads.append(shard)
+        return [mp.full((2, 3), float(shard)), mp.tensor([shard])]
+    for device in ("cpu", "cuda"):
+        for count in (0, 1, 4):
+            reads.clear()
+            seen = []
+            for shard, batch in on_device(range(count), read, resolve(device)):
+                values, labels = batch()
+                assert values.device.type == labels.device.type == device
+                assert reads == list(range(min(count, shard + 1 + (device == "cuda"))))
+                seen.append((shard, values[1, 2].item(), labels.tolist()))
+            assert seen == [(i, float(i), [i]) for i in range(count)]
+    shards = on_device(range(4), read, resolve("cuda"))  # left before its end, as by --steps
+    reads.clear()
+    next(shards)[1]()
+    shards.close()
+    assert reads == [0, 1]
+
+
 # Communication
 
 def _collectives():
@@ -278,7 +302,10 @@ def test_collectives_take_arrays_of_a_gpu(gpu, aware, monkeypatch):
         monkeypatch.setattr("minipar.comm.transport.base.Transport.takes_device_memory", True)
         monkeypatch.setattr(gpu.ndarray, "__array_interface__", property(
             lambda a: a.host.__array_interface__), raising=False)
-    for rank, got in enumerate(run_threads(_collectives, 2)):
+    before = getattr(gpu.Stream, "waits", 0)
+    results = run_threads(_collectives, 2)
+    assert gpu.Stream.waits > before  # nothing goes out that the GPU may still be computing
+    for rank, got in enumerate(results):
         assert got == [[1, 3, 5, 7, 9, 11], [1, 1, 1], [[0, 2], [4, 6]][rank],
                        [[0, 0], [1, 1]], [[0, 10], [1, 11]][rank], [[0.5, 0.5], [0.5, 0.5]]]
 
