@@ -6,8 +6,8 @@
 
 Every rank holds the whole model and takes a slice of each global batch, or (--pp) holds some of
 its layers. Losses are sums: the gradients and the count are reduced over the ranks and divided
-once, in the optimizer's step, so the result does not depend on how the work was cut. Exit status: 0 done, or interrupted with a
-checkpoint written; 1 failed; 2 asked for something that cannot be.
+once, in the optimizer's step, so the result does not depend on how the work was cut. Exit status:
+0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for something that cannot be.
 """
 
 import hashlib
@@ -15,17 +15,20 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 
 from . import data as datasets
 from . import dtypes, trace
-from .build import build_model, build_trainer, identity, learning_rate
+from .build import build_model, build_trainer, choose_device, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
 from .comm import RankFailed, launch, world
 from .comm.world import is_launched, launched_rank
 from .context import current, manual_seed, no_grad, set_default_dtype, set_kernels
 from .data import GlobalBatchSampler
+from .data.prefetch import on_device
+from .device import CPU, DeviceError, host
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import UsageError, parse, parser
@@ -52,8 +55,11 @@ def loss_and_count(logits, targets):
     return cross_entropy_sum_count(logits.reshape(-1, classes), targets.reshape(-1))
 
 
-def evaluate(trainer, dataset, batch_size):
-    """(mean loss, accuracy) over a data set, each replica taking its slice of each batch."""
+def evaluate(trainer, dataset, batch_size, device=CPU):
+    """(mean loss, accuracy) over a data set, each replica taking its slice of each batch.
+
+    device: where the trainer computes.
+    """
     comm, mesh, totals = trainer.comm, trainer.mesh, np.zeros(3)
     sampler = GlobalBatchSampler(
         len(dataset), max(batch_size, mesh.dp), rank=mesh.coordinates(comm.rank)["dp"],
@@ -61,12 +67,12 @@ def evaluate(trainer, dataset, batch_size):
     trainer.module.eval()
     with no_grad():
         for shard in sampler.shards(0):
-            inputs, targets = read(dataset, shard)
+            inputs, targets = (t.to(device) for t in read(dataset, shard))
             logits = trainer.predict(inputs.array)
             if logits is not None:
                 loss, count = loss_and_count(logits, targets)
                 hits = (logits.array.argmax(axis=-1) == targets.array).sum()
-                totals += loss.item(), count, hits
+                totals += loss.item(), count, int(hits)
     trainer.module.train()
     comm.all_reduce(totals)
     return totals[0] / totals[1], totals[2] / totals[1]
@@ -78,7 +84,7 @@ def params_sha256(parameters):
     digest = hashlib.sha256()
     for name, array in sorted(parameters.items()):
         digest.update(f"{name} {dtypes.of(array).name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(host(array)).tobytes())
     return digest.hexdigest()
 
 
@@ -97,7 +103,8 @@ class Job:
             comm.read_table(o.algorithm_table)
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
-            module = build_model(o, self.data)
+            self.device = choose_device(o.device, comm)
+            module = build_model(o, self.data).to(self.device)
             self.parameters = sum(p.numel() for p in module.parameters())
             # Batch normalisation needs samples on every rank: no short last batch for it.
             self.sampler = GlobalBatchSampler(
@@ -111,7 +118,7 @@ class Job:
             comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
             self.trainer = build_trainer(o, module, loss_and_count, comm)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, DeviceError) as error:
             raise UsageError(str(error)) from None
         self.trainer.load(weights, state)
         if self.scaler_state:
@@ -195,8 +202,9 @@ class Job:
         o, step = self.o, self.first_step
         while step < self.total:
             epoch, done = divmod(step, len(self.sampler))
-            for shard in self.sampler.shards(epoch, done):
-                stop = self._step(shard, step, epoch + 1)
+            shards = self.sampler.shards(epoch, done)
+            for shard, batch in on_device(shards, partial(read, self.data.train), self.device):
+                stop = self._step(shard, batch, step, epoch + 1)
                 step += 1
                 if self.folder and (stop or step == self.total or step % o.checkpoint_every == 0):
                     self._save(step)
@@ -211,14 +219,13 @@ class Job:
                     break
         return True
 
-    def _step(self, shard, step, epoch):
+    def _step(self, shard, batch, step, epoch):
         """Take one step and report it; whether a rank was asked to stop."""
         started, waited = time.perf_counter(), self.comm.engine.waited
         rate = learning_rate(self.o, step, self.total)
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = rate
-        batch = read(self.data.train, shard)
-        loss, stop = self.trainer.step(batch, shard, step, self.interrupt.requested, self.o.clip)
+        loss, stop = self.trainer.step(batch(), shard, step, self.interrupt.requested, self.o.clip)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
         speed = shard.size / seconds
@@ -230,7 +237,8 @@ class Job:
         return stop
 
     def _evaluate(self, step):
-        loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64))
+        loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64),
+                                  self.device)
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
         return loss, accuracy
 
@@ -249,7 +257,6 @@ class Job:
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")
         return end
-
 
     def _write_sample(self):
         """Characters that the trained model writes; rank 0 puts it together for that."""

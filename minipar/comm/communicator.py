@@ -6,14 +6,18 @@ import math
 import numpy as np
 
 from ..context import current
+from ..device import assign, host, on_gpu
 from .choosing import Choosing
 from .collectives import Collectives, read, written
+from .device_plans import DevicePlans
 from .engine import Engine, chosen_progress
 from .kinds import KINDS
 from .mpi_plan import LIBRARY, LibraryPlan
+from .nccl import NCCL
 from .plan import Plan
 from .program import CHANNELS
 from .reduction import OPS
+from .staging import Synchronised
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 
@@ -86,7 +90,7 @@ class _Single:
         self._transport.free(self._messages)
 
 
-class Communicator(Collectives, Choosing):
+class Communicator(Collectives, Choosing, DevicePlans):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
     rank:     this rank's number, 0 <= rank < size.
@@ -151,9 +155,8 @@ class Communicator(Collectives, Choosing):
         if not all(array.flags.c_contiguous for array in arrays.values()):
             raise ValueError("a plan needs a contiguous array")
         slot = _TURNS + self._plans % (self._message_tags // CHANNELS - _TURNS)
-        plan = self._compile(kind, arrays, slot, op, algorithm, root, counts)
         self._plans += 1
-        return plan
+        return self._compile(kind, arrays, slot, op, algorithm, root, counts)
 
     def _compile(self, kind, arrays, slot, op, algorithm, root, counts):
         if op not in OPS:
@@ -165,10 +168,17 @@ class Communicator(Collectives, Choosing):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
+        transport, device = self.transport, on_gpu(next(iter(arrays.values())))
+        if device and self.size > 1 and self._stages(algorithm):
+            return self._staged(kind, arrays, slot, slot >= _TURNS, op, algorithm, root,
+                                counts)
+        transport = Synchronised(transport) if device else transport
         program = self.choose(kind, nbytes, algorithm,
                               lambda: self._is_shared(kind, arrays, slot < _TURNS))
+        if program is NCCL:
+            return self._by_nccl(kind, arrays, op, root)
         if program is LIBRARY:
-            plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
+            plan = LibraryPlan(kind, arrays, transport, self.engine, op, root, counts)
             self._held.append(plan)
             return plan
         options = {"root": root, "counts": counts,
@@ -179,14 +189,17 @@ class Communicator(Collectives, Choosing):
             if trace.buffers.get(name) != array.size:
                 raise ValueError(f"{kind} has no buffer {name} of {array.size} elements: its "
                                  f"buffers are {trace.buffers}")
+        if device and any(o.codec is not None for ops in trace.rounds for o in ops):
+            return self._staged(kind, arrays, slot, slot >= _TURNS, op, algorithm, root,
+                                counts)
         if trace.one_sided and slot < _TURNS:  # of a single collective
             return self._reuse(program, trace, arrays, op, root)
-        return self._make(program, trace, arrays, op, slot)
+        return self._make(program, trace, arrays, op, slot, transport)
 
-    def _make(self, program, trace, arrays, op, slot):
+    def _make(self, program, trace, arrays, op, slot, transport=None):
         shared = self._share(trace, arrays, program) if trace.one_sided else {}
-        plan = Plan(trace, arrays, self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
-                    f"{program.kind.name} {program.name}", **shared)
+        plan = Plan(trace, arrays, transport or self.transport, self.engine, op, slot * CHANNELS,
+                    CHANNELS, f"{program.kind.name} {program.name}", **shared)
         self._held.append(plan)
         return plan
 
@@ -195,7 +208,7 @@ class Communicator(Collectives, Choosing):
         length, which take turns. Whatever is decided here, every rank decides alike.
         """
         key = program, op, root, *(
-            (name, array.size, array.dtype,
+            (name, array.size, array.dtype, on_gpu(array),
              None if name in program.kind.own else self._arena.find(array))
             for name, array in arrays.items())
         plans, calls = self._reused.setdefault(key, ([], [0]))
@@ -272,15 +285,16 @@ class Communicator(Collectives, Choosing):
         if not self.shares_memory():
             raise ValueError(f"{program.name} reads and writes memory of its peers, which these "
                              f"{self.size} ranks do not share")
-        itemsize = next(iter(arrays.values())).itemsize
+        first = next(iter(arrays.values()))
+        arena, fence = self._mapped() if on_gpu(first) else (self._arena, Fence)
         lengths = {name: k for name, k in trace.buffers.items() if name not in program.kind.own}
         # They differ where blocks are uneven. By messages: windows cannot be asked for here.
         longest = self.all_gather(np.array([*lengths.values()], np.int64), "bruck").max(0)
         places = {}
         for name, length in zip(lengths, longest.tolist()):
-            found = self._arena.find(arrays[name]) if name in arrays else None
-            places[name] = found or self._arena.take(length * itemsize)
-        return {"places": places, "fence": Fence(*self._arena.take(LINE)),
+            found = arena.find(arrays[name]) if name in arrays else None
+            places[name] = found or arena.take(length * first.itemsize)
+        return {"places": places, "fence": fence(*self._arena.take(LINE)),
                 "kept": program.kind.kept}
 
     def free(self, plan):
@@ -333,13 +347,14 @@ class Communicator(Collectives, Choosing):
 
     def isend(self, array, dest, tag=0):
         """Start sending `array` to rank `dest`; it must not change until the Work is done."""
-        return self._message(True, np.ascontiguousarray(read(array)), dest, tag)
+        return self._message(True, np.ascontiguousarray(host(read(array))), dest, tag)
 
     def irecv(self, array, source, tag=0):
         """Start receiving from rank `source` into `array` (same number of bytes as sent)."""
         target = written(array)
-        buffer = target if target.flags.c_contiguous else np.empty_like(target, order="C")
-        finish = None if buffer is target else lambda: np.copyto(target, buffer)
+        buffer = (target if target.flags.c_contiguous and not on_gpu(target) else
+                  np.empty(target.shape, target.dtype))
+        finish = None if buffer is target else lambda: assign(target, buffer)
         return self._message(False, buffer, source, tag, finish)
 
     def send(self, array, dest, tag=0):
@@ -376,4 +391,5 @@ class Communicator(Collectives, Choosing):
         for plan in self._held:
             plan.free()
         self._held = []
+        self._close_device()
         self.transport.close()

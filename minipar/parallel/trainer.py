@@ -12,6 +12,7 @@ import numpy as np
 
 from ..amp import GradScaler
 from ..context import batch_position, no_grad
+from ..device import as_array
 from ..tensor import Tensor
 from .ddp import DistributedDataParallel
 from .gather import gather_whole, scatter_pieces
@@ -98,7 +99,7 @@ class Trainer:
         tensors, places = dict(self.module.named_state()), self._places()
         model = {k: (t.array, getattr(t, "placement", None)) for k, t in tensors.items()}
         state = self.optimizer.named_state(self.module)
-        optimizer = {k: (np.asarray(v), places[k.rpartition(".")[0]] if np.ndim(v) else None)
+        optimizer = {k: (as_array(v), places[k.rpartition(".")[0]] if np.ndim(v) else None)
                      for k, v in state.items()}
         if not self._gives():
             model, optimizer = {}, {}
