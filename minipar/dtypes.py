@@ -88,7 +88,8 @@ def of(array):
 
 def array_of(value):
     """The elements of a tensor, an array (of a GPU too), or whatever NumPy makes an array of: not
-    copied if that can be. PyTorch gives NumPy no bfloat16, so its tensors of that type go through float32.
+    copied if that can be. PyTorch gives NumPy no bfloat16, so its tensors of that type go through
+    float32.
     """
     if hasattr(value, "array"):
         return value.array

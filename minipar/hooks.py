@@ -9,8 +9,6 @@ import itertools
 import weakref
 from functools import partial, wraps
 
-import numpy as np
-
 from .device import as_array
 from .tensor import Tensor
 

@@ -342,7 +342,7 @@ class RawModule:
 
     def launch(self, name, grid, block, args):
         from minipar.execution import Kernel, compiled, emulated
-        from minipar.execution.source import ELEMENTS
+        from minipar.execution.source import element
         assert all(isinstance(n, int) and 0 < n < 2**31 for n in (*grid, *block)), (grid, block)
         assert np.prod(block) <= 1024 and np.prod(grid[1:]) <= 65535**2
         RawModule.launches.append((name, grid, block))
@@ -353,7 +353,7 @@ class RawModule:
         library = _libraries[key]
         signatures = getattr(library, "signatures", None) or library._signatures
         for p, value in zip(signatures[name], args, strict=True):
-            wanted = np.dtype(ELEMENTS[p.plain(self.real)])
+            wanted = element(p.plain(self.real))
             assert isinstance(value, ndarray if p.pointer else np.generic), (name, p, type(value))
             assert value.dtype == wanted, (name, p, value.dtype)
         hosts = [bare(a) if isinstance(a, ndarray) else a.item() for a in args]

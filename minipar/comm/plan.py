@@ -46,7 +46,8 @@ class Plan:
         landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in trace.rounds), default=0)
         self._landing = np.empty(landing, dtype, like=first)
-        self._wire = np.empty(max(map(self._encoded, trace.rounds), default=0), np.uint8, like=first)
+        wire = max(map(self._encoded, trace.rounds), default=0)
+        self._wire = np.empty(wire, np.uint8, like=first)
         self._rounds, self._trace = [], trace
         self._compile()
         self._stage(arrays)

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class Library:
         module = cupy.RawModule(
             code=f'#include "{source.name}"\n', name_expressions=tuple(self._signatures),
             options=(*NVRTC, "-std=c++17", f"-I{source.parent}", f"-DREAL={real}",
-                     f"-DACC={ACCUMULATE[real]}",
+                     f"-DACC={ACCUMULATE[real]}", *(f"-I{p}" for p in _header_folders()),
                      f"-DSOURCES=0x{hashlib.sha256(b''.join(texts)).hexdigest()[:16]}"))
         try:
             self._functions = {name: module.get_function(name) for name in self._signatures}
@@ -116,6 +117,12 @@ def _package_files(pattern):
     return [path for folder in folders for path in sorted(Path(folder).rglob(pattern))]
 
 
+@lru_cache(maxsize=1)
+def _header_folders():
+    """Where cuda_fp16.h and cuda_bf16.h are, which NVRTC does not bring: a list of one or none."""
+    return [p.parent for p in _package_files("cuda_fp16.h")[:1]]
+
+
 def nvrtc_library():
     """The path of NVRTC's library among the installed packages; None if there is none."""
     found = [p for p in _package_files("libnvrtc.so*") if "builtins" not in p.name]
@@ -127,7 +134,7 @@ def _nvrtc(source, arch, options):
     if path is None:
         raise BuildError("there is no CUDA compiler: neither nvcc nor the package "
                          "nvidia-cuda-nvrtc")
-    headers = [p.parent for p in _package_files("cuda_fp16.h")[:1]]
+    headers = [*_header_folders()]
     headers += [p.parent.parent for p in _package_files("crt/mma.h")[:1]]  # what <mma.h> needs
     if b"<mma.h>" in source.read_bytes() and len(headers) < 2:
         raise BuildError(f"there is no CUDA compiler for {source.name}: <mma.h> needs the package "
