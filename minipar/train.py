@@ -28,7 +28,7 @@ from .comm.world import is_launched, launched_rank
 from .context import current, manual_seed, no_grad, set_default_dtype, set_kernels
 from .data import GlobalBatchSampler
 from .data.prefetch import on_device
-from .device import CPU, DeviceError, host
+from .device import DeviceError, host
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import UsageError, parse, parser
@@ -55,11 +55,8 @@ def loss_and_count(logits, targets):
     return cross_entropy_sum_count(logits.reshape(-1, classes), targets.reshape(-1))
 
 
-def evaluate(trainer, dataset, batch_size, device=CPU):
-    """(mean loss, accuracy) over a data set, each replica taking its slice of each batch.
-
-    device: where the trainer computes.
-    """
+def evaluate(trainer, dataset, batch_size):
+    """(mean loss, accuracy) over a data set, each replica taking its slice of each batch."""
     comm, mesh, totals = trainer.comm, trainer.mesh, np.zeros(3)
     sampler = GlobalBatchSampler(
         len(dataset), max(batch_size, mesh.dp), rank=mesh.coordinates(comm.rank)["dp"],
@@ -67,7 +64,7 @@ def evaluate(trainer, dataset, batch_size, device=CPU):
     trainer.module.eval()
     with no_grad():
         for shard in sampler.shards(0):
-            inputs, targets = (t.to(device) for t in read(dataset, shard))
+            inputs, targets = (t.to(trainer.device) for t in read(dataset, shard))
             logits = trainer.predict(inputs.array)
             if logits is not None:
                 loss, count = loss_and_count(logits, targets)
@@ -237,8 +234,7 @@ class Job:
         return stop
 
     def _evaluate(self, step):
-        loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64),
-                                  self.device)
+        loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64))
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
         return loss, accuracy
 

@@ -24,14 +24,14 @@ class Pipelined(Trainer):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
         self.scaler = scaler or GradScaler(enabled=False)
-        device = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         counts = counts or balanced(parameter_counts(model), schedule.stages)
         self.module = Part(model, counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
         self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"),
                                  mesh.split(comm, "dp"), loss, recompute=recompute,
                                  algorithm=algorithm, precision=precision,
-                                 scale=self.scaler.scale, device=device)
+                                 scale=self.scaler.scale, device=self.device)
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
         self._tells = place["tp"] == 0 and self.pipeline.has_last_stage

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..amp import GradScaler
 from ..context import batch_position, no_grad
-from ..device import as_array
+from ..device import CPU, as_array
 from ..tensor import Tensor
 from .ddp import DistributedDataParallel
 from .gather import gather_whole, scatter_pieces
@@ -41,6 +41,7 @@ class Trainer:
     """
 
     comm = mesh = module = optimizer = scaler = None
+    device = CPU  # where it computes
     overlap = None  # share of the last step's reductions that ran beside computation, if known
 
     def gradients(self, inputs, targets, shard, step, stop):
@@ -140,6 +141,7 @@ class Replicated(Trainer):
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
                                              algorithm=algorithm)
         self.module, self.optimizer = module, make_optimizer(self.model)
+        self.device = next((p.device for p in module.parameters()), CPU)
 
     def gradients(self, inputs, targets, shard, step, stop):
         totals, at = np.array([0.0, 0.0, stop]), 0

@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 
 import minipar as mp
-from minipar import cuda, optim, train
+from minipar import cuda, execution, optim, train
 from minipar.comm import launch, run_threads, staging, world
 from minipar.context import current, set_kernels
 from minipar.data.prefetch import on_device
 from minipar.device import import_cupy, resolve
+from minipar.execution.source import element
 
 pytestmark = pytest.mark.gpu
 if not cuda.is_available():
     pytest.skip("there is no GPU here", allow_module_level=True)
 
+import test_device_half  # noqa: E402
 import test_device_ops  # noqa: E402
 import test_device_train  # noqa: E402
 import test_emulator_kernels as table  # noqa: E402
 from kernel_cases import Out  # noqa: E402
-from kernel_cases_images import Whole  # noqa: E402
+
+TOLERANCES = table.TOLERANCES | {"float32": 1e-5, "float64": 1e-12}
 
 
 @pytest.fixture(params=("compiled", "reference"))
@@ -36,32 +39,33 @@ def kernels(request):
     set_kernels(before)
 
 
-@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("name", table.CASES)
 def test_a_kernel_agrees_with_float64(name, dtype):
-    cupy = import_cupy()
-    run = table.KERNELS[name].build(cupy.empty(0, dtype))
-    for rows, n in [(r, n) for r in (0, 1, 5) for n in (1, 31, 33, 1023)] + [(9, 40), (300, 257)]:
+    cupy, kernel, kind = import_cupy(), table.KERNELS[name], table.storage(dtype)
+    run, real = kernel.build(cupy.empty(0, kind)), execution.REAL[dtype]
+    source = (execution.kernels_folder() / kernel.file).read_text(encoding="utf-8")
+    types = [element(p.plain(real)) for p in execution.signatures(source)[name]]
+    for rows, n in [*table.SHAPES, (300, 257)]:
         arguments, outs = [], []
-        for value in table.CASES[name](np.random.default_rng(n), rows, n):
+        case = table.CASES[name](table.Rounded(n, kind), rows, n)
+        for type_, value in zip(types, case, strict=True):
             if isinstance(value, Out):
-                double = value.expected.dtype.kind != "f" or isinstance(value, Whole)
-                kind = value.expected.dtype if double else dtype
-                # Poisoned, and with 16 elements after the end that must stay as they are.
-                whole = cupy.full(value.expected.size + 16, 7, kind)
-                arguments.append(whole[:value.expected.size].reshape(value.expected.shape))
+                # With 16 elements after the end that must stay as they are.
+                whole, size = cupy.full(value.expected.size + 16, 7, type_), value.expected.size
+                before = np.broadcast_to(value.before, value.expected.shape).reshape(-1)
+                whole[:size] = cupy.asarray(before.astype(type_))
+                arguments.append(whole[:size].reshape(value.expected.shape))
                 outs.append((arguments[-1], value.expected, whole))
             elif isinstance(value, np.ndarray):
-                value = value.astype(dtype) if value.dtype.kind == "f" else value
-                arguments.append(cupy.asarray(np.ascontiguousarray(value)))
+                arguments.append(cupy.asarray(np.ascontiguousarray(value.astype(type_))))
             else:
                 arguments.append(value)
         run(*arguments)
-        tolerance = 1e-5 if dtype == np.float32 else 1e-12
         for ours, expected, whole in outs:
             assert (whole[expected.size:].get() == 7).all(), "it writes after the end"
-            assert np.abs(ours.get() - expected).max(initial=0) <= tolerance * max(
-                1, np.abs(expected).max(initial=0)), (rows, n)
+            error = np.abs(ours.get().astype(np.float64) - expected).max(initial=0)
+            assert error <= TOLERANCES[dtype] * max(1, np.abs(expected).max(initial=0)), (rows, n)
 
 
 @pytest.mark.parametrize("name", test_device_ops.CASES)
@@ -74,6 +78,14 @@ def test_an_operation_gives_what_it_gives_on_the_cpu(name, kernels):
         assert (gradient is None) == (slope is None)
         if slope is not None:
             np.testing.assert_allclose(gradient, slope, 2e-4, 2e-4)
+
+
+@pytest.mark.parametrize("dtype", test_device_half.DTYPES)
+@pytest.mark.parametrize("name", test_device_half.CASES)
+def test_an_operation_on_16_bits_gives_what_it_gives_on_the_cpu(name, dtype, kernels):
+    expected = test_device_half.outcome(name, dtype, "cpu")
+    for ours, theirs in zip(test_device_half.outcome(name, dtype, "cuda:0"), expected):
+        np.testing.assert_allclose(ours, theirs, 2e-2, 2e-2)
 
 
 @pytest.mark.parametrize("model", test_device_train.SMALL)
