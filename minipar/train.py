@@ -6,8 +6,9 @@
 
 Every rank holds the whole model and takes a slice of each global batch, or (--pp) holds some of
 its layers. Losses are sums: the gradients and the count are reduced over the ranks and divided
-once, in the optimizer's step, so the result does not depend on how the work was cut. Exit status:
-0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for something that cannot be.
+once, in the optimizer's step, so the result does not depend on how the work was cut. Exit
+status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for something that
+cannot be.
 """
 
 import hashlib

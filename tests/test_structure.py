@@ -117,3 +117,12 @@ def test_no_source_file_is_too_long_to_be_read_in_one_sitting():
     long = {str(p.relative_to(ROOT)): n for p in files()
             if (n := len(p.read_text(encoding="utf-8").splitlines())) > 400}
     assert not long
+
+
+def test_no_line_is_longer_than_100_characters():
+    here = [path for folder in ("minipar", "tests", "benchmarks")
+            for path in (ROOT / folder).rglob("*.py")]
+    long = [f"{p.relative_to(ROOT)}:{i}" for p in here
+            for i, line in enumerate(p.read_text(encoding="utf-8").splitlines(), 1)
+            if len(line) > 100]
+    assert not long

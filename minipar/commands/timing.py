@@ -104,8 +104,8 @@ def seconds_on(comm, kind, arrays, algorithm, seconds=0.05):
 
 def fastest(comm, kind, room, nbytes, names, seconds, checks=True):
     """{name: seconds} of algorithms for `nbytes`, in `room` for two such buffers: of each the
-    fastest of three measurements, which alternate, so that what disturbs the machine for a while does not
-    decide. checks: whether the first ones are the benchmark's, in a buffer of its own."""
+    fastest of three measurements, which alternate, so that what disturbs the machine for a while
+    does not decide. checks: whether the first ones are the benchmark's, in a buffer of its own."""
     arrays, found = arrays_in(room, comm, kind, nbytes // room.itemsize), {}
     for again in range(3):
         for name in names:
@@ -132,8 +132,8 @@ def algorithm_runs(comm, kinds, sizes):
 
 
 def samples(comm, runs, dtype, seconds, passes=3):
-    """A Sample of each run, in memory that all of them work in: the fastest of some passes through all
-    of them, so that what disturbs the machine for a while does not decide."""
+    """A Sample of each run, in memory that all of them work in: the fastest of some passes through
+    all of them, so that what disturbs the machine for a while does not decide."""
     room = comm.empty((2 * (max(nbytes for *_, nbytes in runs) // dtype.itemsize),), dtype)
     room.fill(0)  # sums of it stay 0
     best = [np.inf] * len(runs)

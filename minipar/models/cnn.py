@@ -23,8 +23,10 @@ class CNN(nn.Module):
 
     def blocks(self):
         """Two of convolution, ReLU and pool, and the linear layer."""
-        yield nn.Block("conv1", ("conv1", "relu", "pool"), lambda x: self.pool(self.relu(self.conv1(x))))
-        yield nn.Block("conv2", ("conv2", "relu", "pool"), lambda x: self.pool(self.relu(self.conv2(x))))
+        yield nn.Block("conv1", ("conv1", "relu", "pool"),
+                       lambda x: self.pool(self.relu(self.conv1(x))))
+        yield nn.Block("conv2", ("conv2", "relu", "pool"),
+                       lambda x: self.pool(self.relu(self.conv2(x))))
         yield nn.Block("fc", ("fc",), lambda x: self.fc(x.flatten(1)))
 
     def forward(self, x):

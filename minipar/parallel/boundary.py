@@ -25,6 +25,7 @@ class Boundary:
         self._comm, self._peer, self._varying = comm, peer, varying
         self._tag, self._count = stage * (2 * microbatches + 2), microbatches
         self._stage, self._form, self._device = stage, None, device
+        self._telling = None  # the form, on its way
 
     def __repr__(self):
         return f"<before stage {self._stage}>"
@@ -36,7 +37,9 @@ class Boundary:
         """
         form = array.shape[1:], array.dtype
         if self._varying or self._form is None:
-            self._comm.send(_header(form), self._peer, self._tag + microbatch)
+            if self._telling is not None:
+                self._telling.wait()
+            self._telling = self._comm.isend(_header(form), self._peer, self._tag + microbatch)
             self._form = form
         elif form != self._form:
             raise ValueError(f"stage {self._stage - 1} sends samples of {form[1]}{form[0]} where "

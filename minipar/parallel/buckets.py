@@ -24,7 +24,8 @@ class _Bucket:
 
 
 class Buckets:
-    """The gradients of `parameters`, which become flat here, in buckets that are summed over `comm`.
+    """The gradients of `parameters`, which become flat here, cut into buckets; the ranks of `comm`
+    sum them.
 
     parameters: of a module; those that require no gradient are left out.
     capacity:   bytes of a bucket.

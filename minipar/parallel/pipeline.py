@@ -58,7 +58,8 @@ class Pipeline:
         """One set for each stage, and one for what several stages share, which goes last."""
         stages, tied = self.part.stages.values(), self.part.tied
         uses = [id(p) for stage in stages for p in stage.parameters]
-        shared = {i for i in uses if uses.count(i) > 1} | {id(p) for _, p, _ in tied if p is not None}
+        shared = {id(p) for _, p, _ in tied if p is not None}
+        shared |= {i for i in uses if uses.count(i) > 1}
         groups = {stage.index: [p for p in stage.parameters if id(p) not in shared]
                   for stage in stages}
         groups[None] = [p for p in self.part.parameters() if id(p) in shared]

@@ -16,7 +16,8 @@ class Pipelined(Trainer):
     model:     whole, without memory: parameters that live elsewhere are never made here.
     schedule:  a Schedule for mesh.pp ranks.
     counts:    how many blocks each stage has; balanced by parameters if None.
-    loss, make_optimizer, precision, scaler: as for Replicated. recompute, algorithm: as for Pipeline.
+    loss, make_optimizer, precision, scaler: as for Replicated.
+    recompute, algorithm: as for Pipeline.
     """
 
     def __init__(self, model, make_optimizer, loss, comm, mesh, schedule, *, counts=None,
