@@ -139,6 +139,15 @@ def test_modules_move_with_parameters_buffers_and_gradients(gpu):
         1].weight.tolist()
 
 
+def test_hooks_of_modules_see_gradients_on_the_gpu(gpu):
+    layer, seen = nn.Linear(3, 2).cuda(), []
+    layer.register_full_backward_hook(lambda module, gx, gy: seen.extend([*gx, *gy]))
+    x = mp.ones(4, 3, device="cuda", requires_grad=True)
+    layer(x).sum().backward()
+    assert [tuple(t.shape) for t in seen] == [(4, 3), (4, 2)]
+    assert {str(t.device) for t in seen} == {"cuda:0"}
+
+
 def test_parameters_in_flat_memory_do_not_move(gpu):
     layer = nn.Linear(2, 2)
     optim.SGD(layer.parameters())

@@ -65,10 +65,9 @@ class Collectives:
 
     Called by all ranks of the communicator, in the same order. Arrays are NumPy arrays or Tensors
     of any dtype, of equal shape and dtype on every rank if nothing else is said; those on a GPU
-    too, but for `scatter`. `op` is sum,
-    mean, prod, max or min; `algorithm` is "auto", the name of a registered program, a program of
-    your own, or "mpi", the MPI library's own. `out` is a contiguous array for the result, which
-    is then returned.
+    too, but for `scatter`. `op` is sum, mean, prod, max or min; `algorithm` is "auto", the name of
+    a registered program, a program of your own, "mpi", the MPI library's own, or "nccl", NVIDIA's.
+    `out` is a contiguous array for the result, which is then returned.
     """
 
     def all_reduce(self, array, op="sum", algorithm="auto", async_op=False, out=None):

@@ -174,7 +174,8 @@ class Communicator(Collectives, Choosing, DevicePlans):
                                 counts)
         transport = Synchronised(transport) if device else transport
         program = self.choose(kind, nbytes, algorithm,
-                              lambda: self._is_shared(kind, arrays, slot < _TURNS))
+                              lambda: None if device else
+                              self._is_shared(kind, arrays, slot < _TURNS))
         if program is NCCL:
             return self._by_nccl(kind, arrays, op, root)
         if program is LIBRARY:
