@@ -112,8 +112,13 @@ def parser():
     add("--ranks", type=count, metavar="N", help="start N ranks here, without mpirun")
     add("--launcher", type=_one_of(LAUNCHERS), default="processes",
         help="what --ranks starts: processes (default), threads, or mpi")
-    add("--dp", type=count, metavar="N", help="replicas of the model: what --pp leaves, if given")
+    add("--dp", type=count, metavar="N", help="replicas of the model: what --pp and --tp leave, "
+        "if given")
     add("--pp", type=count, default=1, metavar="N", help="cut the model by layers over N ranks")
+    add("--tp", type=count, default=1, metavar="N", help="cut every layer over N ranks: attention "
+        "heads, features, vocabulary (gpt, mlp)")
+    add("--sequence-parallel", action="store_true",
+        help="with --tp, norms and dropouts of the gpt work on pieces of the sequence")
     add("--schedule", default="1f1b", metavar="NAME | FILE", help="of the pipeline: "
         + ", ".join(SCHEDULES) + "; or one of yours, proved first: my.csv, FILE.py:NAME")
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
@@ -173,11 +178,11 @@ def _encoded(program, o, world_size):
     return program
 
 
-def _check_algorithm(o, world_size):
-    """Set `o.program`, what data parallelism reduces with: a name, or a Program of the user's."""
+def _check_algorithm(o, replicas):
+    """Set `o.program`, what the replicas reduce with: a name, or a Program of the user's."""
     o.program = o.algorithm
     if ".py:" in o.algorithm:
-        o.program = _users_program(*o.algorithm.rsplit(":", 1), world_size)
+        o.program = _users_program(*o.algorithm.rsplit(":", 1), replicas)
         return
     valid = names("all_reduce")
     if o.algorithm not in valid:
@@ -185,7 +190,7 @@ def _check_algorithm(o, world_size):
         raise UsageError(f"argument --algorithm: no {o.algorithm!r}: "
                          f"did you mean {', '.join(near)}?")
     program = ALGORITHMS["all_reduce"].get(o.algorithm)
-    if program is not None and (reason := program.refusal(world_size)):
+    if program is not None and (reason := program.refusal(replicas)):
         raise UsageError(f"argument --algorithm: {reason}")
     if o.algorithm == "nccl" and o.device != "cuda":
         raise UsageError("argument --algorithm: nccl is for GPUs: --device cuda")
@@ -197,7 +202,7 @@ def _check_algorithm(o, world_size):
 def _check_layout(o, world_size):
     """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
     try:
-        o.mesh = Mesh.of(world_size, o.dp, o.pp)
+        o.mesh = Mesh.of(world_size, o.dp, o.pp, o.tp)
     except ValueError as error:
         raise UsageError(str(error)) from None
     o.pipeline, asked = None, o.microbatches
@@ -207,13 +212,18 @@ def _check_layout(o, world_size):
         m = asked if o.schedule.endswith(".csv") else o.microbatches  # a file says how many
         o.pipeline = schedule_of(o.schedule, o.pp, m, o.chunks)
         o.microbatches = o.pipeline.microbatches
+    elif o.tp > 1:
+        o.pipeline = SCHEDULES["1f1b"](1, o.microbatches)  # of one stage
     dp = o.mesh.dp
+    shares = f"{dp} {'ranks' if dp == world_size else 'replicas'}"
     if o.batch_size < dp:
-        raise UsageError(f"global batch {o.batch_size} < {dp} ranks" if o.pp == 1 else
-                         f"global batch {o.batch_size} < {dp} replicas")
+        raise UsageError(f"global batch {o.batch_size} < {shares}")
     if o.batch_size < dp * o.microbatches:
-        raise UsageError(f"global batch {o.batch_size} < {dp} {'replicas' if o.pp > 1 else 'ranks'}"
-                         f" x {o.microbatches} micro-batches = {dp * o.microbatches}")
+        raise UsageError(f"global batch {o.batch_size} < {shares} x {o.microbatches} micro-batches "
+                         f"= {dp * o.microbatches}")
+    if o.sequence_parallel and (o.tp == 1 or o.model != "gpt"):
+        raise UsageError("--sequence-parallel is for a gpt with --tp, not "
+                         + (f"{o.model}" if o.model != "gpt" else "--tp 1"))
 
 
 def parse(argv, world_size):
@@ -240,7 +250,7 @@ def parse(argv, world_size):
     if o.ranks and o.ranks != world_size:
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
     _check_layout(o, world_size)
-    _check_algorithm(o, world_size)
+    _check_algorithm(o, o.mesh.dp)
     if o.codec:
         o.program = _encoded(o.program, o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():

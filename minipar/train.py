@@ -4,11 +4,11 @@
     python -m minipar.train --ranks 4             four ranks, started here, the same result
     mpirun -n 4 python -m minipar.train           four ranks by MPI, the same result
 
-Every rank holds the whole model and takes a slice of each global batch, or (--pp) holds some of
-its layers. Losses are sums: the gradients and the count are reduced over the ranks and divided
-once, in the optimizer's step, so the result does not depend on how the work was cut. Exit
-status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for something that
-cannot be.
+Every rank holds the whole model and takes a slice of each global batch, or holds some (--pp) of
+its layers or a part (--tp) of each. Losses are sums: the gradients and the count are reduced
+over the ranks and divided once, in the optimizer's step, so the result does not depend on how the
+work was cut. Exit status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for
+something that cannot be.
 """
 
 import hashlib
@@ -180,7 +180,8 @@ class Job:
     def run(self):
         """Train; returns the final metrics, or None if training was interrupted."""
         o, comm = self.o, self.comm
-        layout = f" ({o.mesh}, {o.schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
+        schedule = f", {o.schedule}" if o.mesh.pp > 1 else ""
+        layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
                         f"{o.algorithm} all-reduce" + (f" as {o.codec}" if o.codec else "")

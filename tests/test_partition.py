@@ -134,3 +134,25 @@ def test_a_shard_that_does_not_divide_is_refused_with_the_arithmetic():
         Shard(0, 0, 2).shape((9, 4))
     with pytest.raises(ValueError, match="do not divide into 3 x 2 pieces$"):
         Shard(0, 0, 2, 3).shape((8, 4))
+
+
+def test_pieces_of_a_given_length_differ_by_one_and_make_the_whole():
+    whole = np.arange(36.0).reshape(2, 9, 2)
+    shards = [Shard(1, i, 4, length=9) for i in range(4)]
+    pieces = [shard.take(whole) for shard in shards]
+    assert [p.shape for p in pieces] == [(2, n, 2) for n in (2, 2, 2, 3)]
+    assert [shard.whole(p.shape) for shard, p in zip(shards, pieces)] == [whole.shape] * 4
+    np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
+    rebuilt = np.zeros_like(whole)
+    for shard, p in zip(shards, pieces):
+        assert not np.shares_memory(p, whole)
+        shard.put(p, rebuilt)
+    np.testing.assert_array_equal(rebuilt, whole)
+    for wrong in ((2, 8, 2), (2, 2, 2)):
+        with pytest.raises(ValueError, match=f"^{wrong[1]} elements along dimension 1 are no 4 p"):
+            shards[0].shape(wrong)
+
+
+def test_a_piece_is_no_view_that_would_keep_the_whole_alive():
+    whole = np.zeros((4, 3))
+    assert not np.shares_memory(Shard(0, 1, 2).take(whole), whole)

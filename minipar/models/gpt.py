@@ -44,24 +44,32 @@ class GPTConfig:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; query, key and value in one projection."""
+    """Causal self-attention; query, key and value in one projection.
+
+    n_head: heads that are here; piece: (index, count), which of them, if it is not all.
+    """
+
+    piece = (0, 1)
 
     def __init__(self, config):
         super().__init__()
         self.n_head, self.p = config.n_head, config.dropout
+        self.head_size = config.n_embd // config.n_head
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         """x (B, T, C) -> (B, T, C)."""
-        b, t, c = x.shape
-        qkv = self.c_attn(x).reshape(b, t, 3, self.n_head, c // self.n_head)
-        q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))  # (B, heads, T, C / heads)
+        qkv = self.c_attn(x)
+        b, t, _ = qkv.shape
+        qkv = qkv.reshape(b, t, 3, self.n_head, self.head_size)
+        q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))  # (B, heads, T, head size)
         y = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, dropout_p=self.p if self.training else 0.0,
-            name=self.qualified_name())
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(b, t, c)))
+            name=self.qualified_name(), piece=self.piece)
+        y = y.transpose(1, 2).reshape(b, t, self.n_head * self.head_size)
+        return self.resid_dropout(self.c_proj(y))
 
 
 class FeedForward(nn.Module):

@@ -66,7 +66,12 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """Zeroes elements with probability p while training; see ops/dropout.py for the masks."""
+    """Zeroes elements with probability p while training; see ops/dropout.py for the masks.
+
+    piece: (index, count), where dim 1 of the input is one of `count` pieces of the samples'.
+    """
+
+    piece = (0, 1)
 
     def __init__(self, p=0.5):
         super().__init__()
@@ -77,7 +82,7 @@ class Dropout(Module):
     def forward(self, x):
         if not self.training or not self.p:
             return x
-        return F.dropout(x, self.p, name=self.qualified_name())
+        return F.dropout(x, self.p, name=self.qualified_name(), piece=self.piece)
 
     def extra_repr(self):
         return f"p={self.p}"

@@ -89,10 +89,7 @@ class Parameter(Tensor):
     @property
     def whole_shape(self):
         """The shape of the parameter that this one is a piece of; its own if it is the whole."""
-        if self.placement is None:
-            return self._shape
-        dim, count = self.placement.dim, self.placement.count
-        return (*self._shape[:dim], self._shape[dim] * count, *self._shape[dim + 1:])
+        return self._shape if self.placement is None else self.placement.whole(self._shape)
 
     def cut(self, placement):
         """Become one piece, a Shard, of the whole that it is; with or without memory yet."""

@@ -14,17 +14,31 @@ import numpy as np
 class Shard:
     """Piece `index` of `count` equal pieces along dimension `dim`.
 
-    parts: the dimension consists of so many equal parts, each of which is cut by itself: query,
+    parts:  the dimension consists of so many equal parts, each of which is cut by itself: query,
     key and value of one projection are 3.
+    length: of the whole dimension, if the pieces need not be equal (a vocabulary of 65): piece i
+    has elements [i length // count, (i + 1) length // count). parts is 1 then.
     """
     dim: int
     index: int
     count: int
     parts: int = 1
+    length: int | None = None
+
+    def bounds(self):
+        """(first, last + 1) of the elements of a piece that has `length`."""
+        return (self.index * self.length // self.count,
+                (self.index + 1) * self.length // self.count)
 
     def shape(self, whole):
         """The piece's shape, given the whole's. ValueError, with the arithmetic, if it is odd."""
         n = whole[self.dim]
+        if self.length is not None:
+            start, stop = self.bounds()
+            if n != self.length or start == stop:
+                raise ValueError(f"{n} elements along dimension {self.dim} are no {self.count} "
+                                 f"pieces of {self.length}")
+            return (*whole[:self.dim], stop - start, *whole[self.dim + 1:])
         if n % (self.count * self.parts):
             raise ValueError(f"{n} elements along dimension {self.dim} do not divide into "
                              f"{self.parts} x {self.count} pieces" if self.parts > 1 else
@@ -32,9 +46,14 @@ class Shard:
                              f"{self.count} pieces")
         return (*whole[:self.dim], n // self.count, *whole[self.dim + 1:])
 
+    def whole(self, shape):
+        """The whole's shape, given the piece's."""
+        n = shape[self.dim] * self.count if self.length is None else self.length
+        return (*shape[:self.dim], n, *shape[self.dim + 1:])
+
     def take(self, whole):
         """This piece of `whole`, a new contiguous array."""
-        return np.ascontiguousarray(self._view(whole)).reshape(self.shape(whole.shape))
+        return np.array(self._view(whole), order="C").reshape(self.shape(whole.shape))
 
     def put(self, piece, whole):
         """Write this piece into `whole`."""
@@ -44,6 +63,8 @@ class Shard:
     def _view(self, whole):
         """The piece as a view, its dimension split into (parts, elements)."""
         self.shape(whole.shape)
+        if self.length is not None:
+            return whole[(*[slice(None)] * self.dim, slice(*self.bounds()))]
         before, after = whole.shape[:self.dim], whole.shape[self.dim + 1:]
         split = whole.reshape(*before, self.parts, self.count, -1, *after)
         return split[(*[slice(None)] * (self.dim + 1), self.index)]

@@ -36,15 +36,16 @@ def _causal(queries, keys, dtype, device):
 @autocasts("low")
 @quiet
 def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0,
-                                 is_causal=False, scale=None, *, name=""):
+                                 is_causal=False, scale=None, *, name="", piece=(0, 1)):
     """softmax(query @ key.T * scale + mask) @ value, over the last two dims.
 
     query (..., L, E), key (..., S, E), value (..., S, Ev) -> (..., L, Ev); leading dims broadcast.
     attn_mask: broadcastable to (..., L, S); bool (True takes part) or floating (added to the
     scores). is_causal: query i sees keys 0..i. scale: 1 / sqrt(E) if None. dropout_p: applied to
     the probabilities whenever it is not 0, with the masks of `dropout` under `name`; dim 0 counts
-    the samples. A query that sees no key gets zeros, as in PyTorch. NaN and infinity behind a
-    causal mask may still make NaN of what does not see them: their weight is 0, and 0 * inf is NaN.
+    the samples, and `piece` says which heads dim 1 is, as for `keep_mask`. A query that sees no
+    key gets zeros, as in PyTorch. NaN and infinity behind a causal mask may still make NaN of what
+    does not see them: their weight is 0, and 0 * inf is NaN.
     Raises ValueError with the shapes if they do not match, for a mask beside is_causal, and unless
     0 <= dropout_p <= 1; TypeError if the types differ.
     """
@@ -56,12 +57,13 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     dtype = q.dtype
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
     if attn_mask is None and _fits(q, k, v) and (forward := _FORWARD.build(q)):
-        return _tiled(forward, (query, key, value), dropout_p, is_causal, scale, name)
+        return _tiled(forward, (query, key, value), dropout_p, is_causal, scale, name, piece)
     if q.itemsize == 2:
         if isinstance(attn_mask, Tensor) and attn_mask.dtype is query.dtype:
             attn_mask = attn_mask.float()
         return in_float32(lambda q, k, v: scaled_dot_product_attention(
-            q, k, v, attn_mask, dropout_p, is_causal, scale, name=name), query, key, value)
+            q, k, v, attn_mask, dropout_p, is_causal, scale, name=name, piece=piece),
+            query, key, value)
     mask, attn_mask = (None, None) if attn_mask is None else _additive(attn_mask, dtype)
 
     p = np.matmul(q * scale, k.swapaxes(-1, -2))
@@ -75,7 +77,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
                              f"broadcast to the scores {p.shape}") from None
     _softmax_rows(p)
     # The scale of the kept ones goes to the output, which is smaller than the probabilities.
-    kept = keep_mask(p.shape, dropout_p, name, p) if dropout_p else None
+    kept = keep_mask(p.shape, dropout_p, name, piece, p) if dropout_p else None
     upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
     # In the memory order of query: heads cut from one projection are put together without a copy.
     out = np.empty_like(q, shape=(*batch, q.shape[-2], v.shape[-1]))
@@ -118,7 +120,7 @@ def _fits(q, k, v):
             and q.size and k.size and v.size and max(q.shape[-1], v.shape[-1]) <= _LONGEST)
 
 
-def _tiled(forward, inputs, dropout_p, is_causal, scale, name):
+def _tiled(forward, inputs, dropout_p, is_causal, scale, name, piece):
     """Attention by the kernels."""
     arrays = [t.array for t in inputs]
     rank = arrays[0].ndim
@@ -127,7 +129,7 @@ def _tiled(forward, inputs, dropout_p, is_causal, scale, name):
     keys, value_dim = v.shape[2:]
     kept, upscale = constant(1, 1, _NO_MASK, device_of(q)), 1.0
     if dropout_p:
-        kept = keep_mask((*arrays[0].shape[:-1], keys), dropout_p, name, q)
+        kept = keep_mask((*arrays[0].shape[:-1], keys), dropout_p, name, piece, q)
         upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
     sizes = (heads, batch * heads * queries, queries, keys, dim, value_dim, bool(is_causal), scale,
              bool(dropout_p), upscale)

@@ -82,8 +82,8 @@ def _cross_entropy(input, target, ignore_index, reduction):
     any_rows = a.size > 0
     # In C order, so that elements are found in the flat array.
     rows = np.ascontiguousarray(a, like=a).reshape(target.array.size, classes)
-    t, kept, count = _check_targets("cross_entropy", target.array.reshape(-1), classes,
-                                    ignore_index)
+    t, kept, count = check_targets("cross_entropy", target.array.reshape(-1), classes,
+                                   ignore_index)
     gradient = None  # from the kernel: of the losses, divided by the count already
     wanted = input.requires_grad and current().grad_enabled
     if any_rows and (run := (_GRADIENT if wanted else _LOSS).build(rows)):
@@ -182,7 +182,7 @@ def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean")
     check_reduction("nll_loss", reduction)
     _check_operands("nll_loss", input, target)
     a, (dim, classes) = input.array, _classes("nll_loss", input)
-    t, kept, count = _check_targets("nll_loss", target.array.reshape(-1), classes, ignore_index)
+    t, kept, count = check_targets("nll_loss", target.array.reshape(-1), classes, ignore_index)
     t, kept = (None if m is None else m.reshape(target.array.shape) for m in (t, kept))
     at, like = np.expand_dims(t, dim), Like(a.shape, a.dtype, a.device)
     factor = np.ones_like(t, a.dtype)
@@ -246,7 +246,7 @@ def _check_operands(name, input, target):
                          f"(N, C) and (N,), (C,) and (), or (N, C, d1, ...) and (N, d1, ...)")
 
 
-def _check_targets(name, t, classes, ignore_index):
+def check_targets(name, t, classes, ignore_index):
     """(targets as int64, bool array of those to count or None for all, their number)."""
     t = t.astype(np.int64, copy=False)
     # As unsigned numbers negative targets are large: one comparison in the usual case.

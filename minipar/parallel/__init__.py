@@ -2,8 +2,17 @@
 
 from . import schedules  # noqa: F401  (registers them)
 from .ddp import DistributedDataParallel
+from .experts import MixtureOfExperts
 from .mesh import Mesh
 from .pipelined import Pipelined
+from .ring_attention import ring_attention
+from .shard import shard_model
+from .tensor import ColumnParallelLinear, RowParallelLinear
 from .trainer import Diverged, Replicated, Trainer
+from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
+                         vocab_parallel_cross_entropy)
 
-__all__ = ["DistributedDataParallel", "Diverged", "Mesh", "Pipelined", "Replicated", "Trainer"]
+__all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Mesh",
+           "MixtureOfExperts", "Pipelined", "Replicated", "RowParallelLinear", "Trainer",
+           "VocabParallelEmbedding", "VocabParallelHead", "ring_attention", "shard_model",
+           "vocab_parallel_cross_entropy"]

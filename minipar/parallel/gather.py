@@ -35,9 +35,7 @@ def gather_whole(comm, mine):
                 whole[name] = piece
             else:
                 if name not in whole:
-                    full = [*shape]
-                    full[shard.dim] *= shard.count
-                    whole[name] = np.empty(full, dtype)
+                    whole[name] = np.empty(shard.whole(shape), dtype)
                 shard.put(piece, whole[name])
     return whole
 

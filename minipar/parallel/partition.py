@@ -43,8 +43,12 @@ def balanced(weights, stages, speeds=None):
 
 
 def parameter_counts(model):
-    """The number of parameters of each block: what `balanced` weighs by if nothing is measured."""
-    return [sum(p.numel() for p in block.parameters(model)) for block in blocks_of(model)]
+    """The number of parameters of each block: what `balanced` weighs by if nothing is measured.
+
+    Those of the whole, also where they are cut: all ranks weigh alike.
+    """
+    return [sum(math.prod(p.whole_shape) for p in block.parameters(model))
+            for block in blocks_of(model)]
 
 
 class Stage:
@@ -96,7 +100,7 @@ class Part(Module):
             if len(set(ranks)) > 1:
                 self.tied.append((p.name, p if rank in ranks else None,
                                   sorted(set(ranks), key=ranks.index)))
-                p.counted = ranks[0] == rank
+                p.counted = p.counted and ranks[0] == rank
         kept = {path for stage in self.stages.values() for b in stage.blocks for path in b.owns}
         keep(model, kept)
         self.model = model
