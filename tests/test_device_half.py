@@ -18,6 +18,7 @@ from minipar.comm.program import ALGORITHMS
 from minipar.comm.staging import StagedPlan
 from minipar.context import current, set_kernels
 from minipar.nn import functional as F
+from minipar.parallel.ring_attention import ring_attention
 
 DTYPES = ["float16", *["bfloat16"] * (find_spec("ml_dtypes") is not None)]
 
@@ -151,13 +152,30 @@ def test_mixed_precision_and_codecs_train_on_a_gpu(args, tmp_path):
     np.testing.assert_allclose(losses(found)[0], losses(expected)[0], 1e-2)
 
 
-@pytest.mark.parametrize("model", SMALL)
-def test_a_model_that_is_cut_trains_on_gpus(model, tmp_path):
-    args = [*SMALL[model], "--steps", "4", "--batch-size", "8", "--pp", "2", "--microbatches", "2",
-            "--clip", "1"]
+@pytest.mark.parametrize("model, cut", [
+    *((model, ["--pp", "2", "--microbatches", "2"]) for model in SMALL),
+    ("mlp", ["--tp", "2"]), ("gpt", ["--tp", "2"]), ("gpt", ["--tp", "2", "--sequence-parallel"])])
+def test_a_model_that_is_cut_trains_on_gpus(model, cut, tmp_path):
+    args = [*SMALL[model], "--steps", "4", "--batch-size", "8", *cut, "--clip", "1"]
     _, expected = job(tmp_path / "cpu.jsonl", *args, ranks=2)
     with fake_cupy.installed():
         status, found = job(tmp_path / "gpu.jsonl", *args, "--device", "cuda", "--checkpoint",
                             str(tmp_path / "c"), ranks=2)
     assert status == [0, 0]
     np.testing.assert_allclose(losses(found)[0], losses(expected)[0], 1e-4)
+
+
+def _around_the_ring(device):
+    comm, rng = world(), np.random.default_rng(5)
+    q, k, v = (mp.tensor(rng.standard_normal((2, 3, 4, 5)), dtype="float32", device=device)
+               .requires_grad_() for _ in range(3))
+    out = ring_attention(q, k, v, comm, is_causal=True)
+    out.square().sum().backward()
+    return [t.detach().cpu().numpy() for t in (out, q.grad, k.grad, v.grad)]
+
+
+def test_ring_attention_goes_round_ranks_with_gpus(gpu):
+    for found, expected in zip(run_threads(_around_the_ring, 3, "cuda"),
+                               run_threads(_around_the_ring, 3, "cpu")):
+        for ours, theirs in zip(found, expected):
+            np.testing.assert_allclose(ours, theirs, 1e-5, 1e-6)
