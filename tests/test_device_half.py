@@ -1,5 +1,5 @@
 """16-bit numbers on a GPU, as the stand-in of fake_cupy.py sees it: operations, mixed precision,
-collectives, and a model that is cut.
+collectives; and models that are cut, by layers, tensors, sequence or experts.
 """
 
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from minipar.comm.program import ALGORITHMS
 from minipar.comm.staging import StagedPlan
 from minipar.context import current, set_kernels
 from minipar.nn import functional as F
+from minipar.parallel.experts import MixtureOfExperts
 from minipar.parallel.ring_attention import ring_attention
 
 DTYPES = ["float16", *["bfloat16"] * (find_spec("ml_dtypes") is not None)]
@@ -177,5 +178,23 @@ def _around_the_ring(device):
 def test_ring_attention_goes_round_ranks_with_gpus(gpu):
     for found, expected in zip(run_threads(_around_the_ring, 3, "cuda"),
                                run_threads(_around_the_ring, 3, "cpu")):
+        for ours, theirs in zip(found, expected):
+            np.testing.assert_allclose(ours, theirs, 1e-5, 1e-6)
+
+
+def _experts(device):
+    comm, rng = world(), np.random.default_rng(world().rank)
+    mp.manual_seed(1)
+    module = MixtureOfExperts(6, 4, 2, lambda: nn.Linear(6, 6), comm)
+    module.assign_names()
+    module.to(device)
+    x = mp.tensor(rng.standard_normal((5, 6)), dtype="float32", device=device).requires_grad_()
+    out = module(x)
+    out.square().sum().backward()
+    return [t.detach().cpu().numpy() for t in (out, x.grad, module.gate.weight.grad)]
+
+
+def test_rows_go_to_experts_on_other_ranks_gpus(gpu):
+    for found, expected in zip(run_threads(_experts, 2, "cuda"), run_threads(_experts, 2, "cpu")):
         for ours, theirs in zip(found, expected):
             np.testing.assert_allclose(ours, theirs, 1e-5, 1e-6)
