@@ -127,7 +127,8 @@ def torch_gpt(sizes=GPT):
         def __init__(self):
             super().__init__()
             self.transformer = tnn.ModuleDict(dict(
-                wte=tnn.Embedding(sizes["vocab_size"], c), wpe=tnn.Embedding(sizes["block_size"], c),
+                wte=tnn.Embedding(sizes["vocab_size"], c),
+                wpe=tnn.Embedding(sizes["block_size"], c),
                 h=tnn.ModuleList(Block() for _ in range(sizes["n_layer"])), ln_f=tnn.LayerNorm(c)))
             self.lm_head = tnn.Linear(c, sizes["vocab_size"], bias=False)
             self.lm_head.weight = self.transformer.wte.weight
