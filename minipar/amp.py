@@ -122,8 +122,7 @@ class GradScaler:
         if id(optimizer) in self._found:
             raise RuntimeError("unscale_() has already been called on this optimizer since the "
                                "last update()")
-        found = [_unscale(p.sink.buffer, 1 / self._scale) for group in optimizer.param_groups
-                 for p in group["params"] if not p.sink.fresh]
+        found = [_unscale(gradient, 1 / self._scale) for gradient in optimizer.gradients()]
         flag = np.array([any(found)], np.uint8)
         if self._comm is not None:
             self._comm.all_reduce(flag, "max")

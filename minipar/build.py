@@ -10,7 +10,7 @@ from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
-from .parallel import Pipelined, Replicated, shard_model, vocab_parallel_cross_entropy
+from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -66,6 +66,10 @@ def build_trainer(o, model, loss, comm):
         return build_optimizer(o, module)
     precision = {"precision": lambda: autocast(o.device, o.amp) if o.amp else nullcontext(),
                  "scaler": GradScaler(enabled=o.amp == "float16", comm=comm)}
+    if o.sync != "ddp":
+        shared = o.sync == "shared"
+        return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
+                    microbatches=o.microbatches, algorithm=o.program, shared=shared, **precision)
     if o.mesh.tp > 1:
         cut = o.mesh.split(comm, "tp")
         shard_model(model, cut, sequence_parallel=o.sequence_parallel, gather_logits=False)

@@ -21,6 +21,7 @@ MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DTYPES = ("float32", "float64")
 AMP = ("float16", "bfloat16")
+SYNCS = ("ddp", "zero1", "zero2", "zero3", "shared")
 LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
@@ -122,6 +123,10 @@ def parser():
     add("--schedule", default="1f1b", metavar="NAME | FILE", help="of the pipeline: "
         + ", ".join(SCHEDULES) + "; or one of yours, proved first: my.csv, FILE.py:NAME")
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
+    add("--sync", type=_one_of(SYNCS), default="ddp", help="what replicas keep and exchange: ddp "
+        "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
+        "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
+        "machine have one copy of the parameters")
     add("--recompute", action="store_true",
         help="stages keep their input alone, and run forward again in backward")
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
@@ -226,6 +231,24 @@ def _check_layout(o, world_size):
                          + (f"{o.model}" if o.model != "gpt" else "--tp 1"))
 
 
+def _check_sync(o):
+    """What is sharded, if something is, goes together with the rest."""
+    if o.sync == "ddp":
+        return
+    if o.device != "cpu":
+        raise UsageError(f"--sync {o.sync} cuts what the CPU's memory holds: not with --device "
+                         f"{o.device}")
+    if o.mesh.dp < o.mesh.size:
+        raise UsageError(f"--sync {o.sync} cuts what replicas hold, not a model that is cut "
+                         f"already: {o.mesh}")
+    if o.codec:
+        raise UsageError(f"--codec {o.codec} encodes an all-reduce, which --sync {o.sync} has not")
+    both = [name for name in names("reduce_scatter") if name in names("all_gather")]
+    if o.algorithm not in both:
+        raise UsageError(f"argument --algorithm: --sync {o.sync} has reduce-scatter and "
+                         f"all-gather: there are {', '.join(both)} of both")
+
+
 def parse(argv, world_size):
     """The options in `argv`, completed and checked against the number of ranks.
 
@@ -250,6 +273,7 @@ def parse(argv, world_size):
     if o.ranks and o.ranks != world_size:
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
     _check_layout(o, world_size)
+    _check_sync(o)
     _check_algorithm(o, o.mesh.dp)
     if o.codec:
         o.program = _encoded(o.program, o, world_size)

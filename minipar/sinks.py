@@ -50,7 +50,8 @@ class Sink:
     device: what `.device` of an array says, of the leaf's own.
     """
 
-    __slots__ = ("shape", "dtype", "device", "buffer", "fresh", "hooks", "filters")
+    __slots__ = ("shape", "dtype", "device", "buffer", "fresh", "hooks", "filters",
+                 "provide")
 
     def __init__(self, shape, dtype, buffer=None, device="cpu"):
         self.shape, self.dtype, self.device = shape, dtype, device
@@ -58,6 +59,7 @@ class Sink:
         self.fresh = True  # no gradient since the last reset
         self.hooks = {}  # of callables without arguments, for when the gradient is complete
         self.filters = None  # of hooks that each backward's gradient passes through (`hooks.py`)
+        self.provide = None  # called when there is no buffer, to place the sink in one
 
     def out_buffer(self):
         """The array to assign the gradient to (`matmul(out=...)`), or None if it has one already.
@@ -67,7 +69,10 @@ class Sink:
         if not self.fresh:
             return None
         if self.buffer is None:
-            self.buffer = empty(self.shape, self.dtype, self.device)
+            if self.provide is None:
+                self.buffer = empty(self.shape, self.dtype, self.device)
+            else:
+                self.provide()
         return self.buffer
 
     def written(self):

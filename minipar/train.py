@@ -5,10 +5,10 @@
     mpirun -n 4 python -m minipar.train           four ranks by MPI, the same result
 
 Every rank holds the whole model and takes a slice of each global batch, or holds some (--pp) of
-its layers or a part (--tp) of each. Losses are sums: the gradients and the count are reduced
-over the ranks and divided once, in the optimizer's step, so the result does not depend on how the
-work was cut. Exit status: 0 done, or interrupted with a checkpoint written; 1 failed; 2 asked for
-something that cannot be.
+its layers, a part (--tp) of each, or slices (--sync) of what all would hold. Losses are sums: the
+gradients and the count are reduced over the ranks and divided once, in the optimizer's step, so
+the result does not depend on how the work was cut. Exit status: 0 done, or interrupted with a
+checkpoint written; 1 failed; 2 asked for something that cannot be.
 """
 
 import hashlib
@@ -184,7 +184,9 @@ class Job:
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
-                        f"{o.algorithm} all-reduce" + (f" as {o.codec}" if o.codec else "")
+                        f"{o.algorithm} "
+                        + ("all-reduce" if o.sync == "ddp" else f"messages of {o.sync}")
+                        + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
             if not o.trace:
@@ -247,10 +249,11 @@ class Job:
             self._write_sample()
         parameters = self.trainer.parameters()
         digest = params_sha256(parameters) if parameters else None
-        digest = comm.broadcast_object(digest) if o.mesh.dp < comm.size else digest
+        digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
-                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen)
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen,
+                   memory=self.trainer.memory())
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")

@@ -79,6 +79,12 @@ def test_with_no_gpu_the_main_job_refuses_in_one_line(gpu, monkeypatch, capsys):
 
 # Placement
 
+def test_sharded_training_on_a_gpu_is_refused_in_one_line(capsys):
+    assert train.main(["--device", "cuda", "--sync", "zero1"]) == 2
+    assert capsys.readouterr().err == ("minipar: error: --sync zero1 cuts what the CPU's memory "
+                                       "holds: not with --device cuda\n")
+
+
 def test_tensors_are_made_on_and_moved_to_a_gpu(gpu):
     made = [mp.zeros(2, device="cuda"), mp.ones(2, device="cuda:0"), mp.full((2,), 3, device=0),
             mp.empty(2, device="cuda"), mp.arange(3, device="cuda"), mp.eye(2, device="cuda"),

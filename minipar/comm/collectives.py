@@ -261,6 +261,15 @@ class Collectives:
         self._barrier.start()
         self._barrier.wait()
 
+    def start(self, kind, array, algorithm="auto"):
+        """Start a collective in place, once: `array`, flat and contiguous, is the program's.
+
+        kind: "reduce_scatter" leaves the sum's elements [rank n // p, (rank + 1) n // p) where
+        they are, and arbitrary values elsewhere; "all_gather" takes these elements from each rank.
+        Returns a Work.
+        """
+        return self._run(kind, array, algorithm=algorithm, async_op=True)
+
     def _with_result(self, result, out, async_op, finish, kind, arrays, op="sum",
                      algorithm="auto"):
         """Run a collective whose result is returned, or later found in `out`."""

@@ -19,9 +19,11 @@ class FlatParameters:
     Each start is aligned; the few elements in between are 0 in both and stay 0.
     used:       one element per parameter, in front of `grad` in the same memory (`reduced`), so
                 that which parameters had a gradient is reduced together with the gradients.
+    sinks:      of the parameters, one each.
+    parts:      the length is a multiple of so many aligned parts.
     """
 
-    def __init__(self, parameters):
+    def __init__(self, parameters, parts=1):
         self.parameters = list(parameters)
         dtype = self.parameters[0].array.dtype
         step = ALIGN // dtype.itemsize
@@ -33,14 +35,16 @@ class FlatParameters:
             self.starts.append(at)
             self.stops.append(at + p.numel())
             at = up(at + p.numel())
+        at = -(-at // (step * parts)) * step * parts
         head = up(len(self.parameters))
-        self.data = _aligned_zeros(at, self.parameters[0].array)
-        self.reduced = _aligned_zeros(head + at, self.parameters[0].array)
+        self.data = aligned_zeros(at, dtype, self.parameters[0].array)
+        self.reduced = aligned_zeros(head + at, dtype, self.parameters[0].array)
         self.used, self.grad = self.reduced[:len(self.parameters)], self.reduced[head:]
         self.head = head
         self.index = {}
         for i, p in enumerate(self.parameters):
             self._adopt(i, p)
+        self.sinks = [p.sink for p in self.parameters]
 
     def _adopt(self, i, p):
         """Move one parameter and its gradient here."""
@@ -65,11 +69,15 @@ class FlatParameters:
         i = self.index[id(parameter)]
         return self.starts[i], self.stops[i]
 
+    def view(self, parameter, array):
+        """What belongs to a parameter in an array like `data`, in the parameter's shape."""
+        start, stop = self.range_of(parameter)
+        return array[start:stop].reshape(parameter.shape)
 
-def _aligned_zeros(n, like):
-    """Zeros of an array's dtype, where it is."""
-    dtype = like.dtype
-    if on_gpu(like):  # which aligns all it has to wider boundaries
+
+def aligned_zeros(n, dtype, like=None):
+    """n zeros, the first of them at an aligned address; where the array `like` is, if given."""
+    if like is not None and on_gpu(like):  # which aligns all it has to wider boundaries
         return np.zeros(n, dtype, like=like)
     raw = np.zeros(n * dtype.itemsize + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
@@ -86,12 +94,12 @@ def flatten(parameters):
     parameters = list(parameters)
     loose, storages = {}, set()
     for p in parameters:
-        p.materialize()
         flat = p.storage.owner
         if not isinstance(flat, FlatParameters):
             if p.storage in storages:
                 raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")
             storages.add(p.storage)
+            p.materialize()
             loose.setdefault((p.array.dtype, p.device), []).append(p)
         elif id(p) not in flat.index:
             raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")

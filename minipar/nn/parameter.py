@@ -79,12 +79,21 @@ class Parameter(Tensor):
         return self.array
 
     def materialize(self):
-        """Allocate and fill the parameter, if it is not yet."""
+        """Allocate and fill the parameter, if it is not yet.
+
+        Raises RuntimeError if it was given away: ranks hold slices of it, and no rank all of it.
+        """
         if not self.is_materialized:
+            self._check_here()
             values = self.initializer(self.generator(), self.whole_shape)
             if self.placement is not None:
                 values = self.placement.take(values)
             self.array = put(values.astype(self._dtype, copy=False), self._device)
+
+    def _check_here(self):
+        if self.storage.owner is not None:
+            raise RuntimeError(f"{self.qualified_name() or 'a parameter'} is not here now: ranks "
+                               f"hold slices of it, and gather it when its block runs")
 
     @property
     def whole_shape(self):
@@ -101,6 +110,7 @@ class Parameter(Tensor):
     def allocate(self):
         """Memory without values, for who is about to write them all; nothing if there is some."""
         if not self.is_materialized:
+            self._check_here()
             self.array = empty(self._shape, self._dtype, place_of(self._device))
 
     def _stays(self, dtype, device):

@@ -68,3 +68,26 @@ class Shard:
         before, after = whole.shape[:self.dim], whole.shape[self.dim + 1:]
         split = whole.reshape(*before, self.parts, self.count, -1, *after)
         return split[(*[slice(None)] * (self.dim + 1), self.index)]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Elements [start, stop) of a whole of shape `form`, its elements taken in order: a 1-D piece.
+
+    Other ranks hold the other stretches; one may be empty.
+    """
+    start: int
+    stop: int
+    form: tuple
+
+    def whole(self, shape):
+        """The whole's shape."""
+        return self.form
+
+    def take(self, whole):
+        """This piece of `whole`, a new 1-D array."""
+        return whole.reshape(-1)[self.start:self.stop].copy()
+
+    def put(self, piece, whole):
+        """Write this piece into `whole`, which is contiguous."""
+        whole.reshape(-1)[self.start:self.stop] = piece

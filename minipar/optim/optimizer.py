@@ -65,7 +65,7 @@ class Optimizer(Saving):
         self._order = [(p, where[id(p)], flat, *flat.range_of(p)) for flat in self._flats
                        for p in flat.parameters if id(p) in where]
         self._steps = np.array([steps.get(id(p), 0) for p, *_ in self._order], np.int64)
-        self._sinks = [p.sink for p, *_ in self._order]
+        self._sinks = [flat.sinks[flat.index[id(p)]] for p, _, flat, *_ in self._order]
         self._fresh = None  # which had no gradient when the stretches were last cut
         self._scratch = {(f.data.dtype, device_of(f.data)): np.empty(
             (2, BLOCK), wide(f.data.dtype), like=f.data) for f in self._flats}
@@ -96,6 +96,10 @@ class Optimizer(Saving):
         for name in ("lr", "momentum", "weight_decay", "eps"):
             if name in group and not group[name] >= 0:
                 raise ValueError(f"{name} = {group[name]} is not >= 0")
+
+    def gradients(self):
+        """The arrays of the gradients there are, of what this rank updates."""
+        return [sink.buffer for sink in self._sinks if not sink.fresh]
 
     def zero_grad(self, set_to_none=True):
         """Forget all gradients: `.grad` is None again, or 0 where there was one."""
@@ -135,8 +139,8 @@ class Optimizer(Saving):
         if all(p.counted for p, *_ in self._order):
             total = sum(sum_of_squares(grad) for _, _, _, grad, _ in stretches)
         else:
-            total = sum(sum_of_squares(p.sink.buffer) for p, *_ in self._order
-                        if p.counted and not p.sink.fresh)
+            total = sum(sum_of_squares(sink.buffer) for (p, *_), sink in
+                        zip(self._order, self._sinks) if p.counted and not sink.fresh)
         return total if self.sum_over_ranks is None else self.sum_over_ranks(total)
 
     def _stretches(self):
@@ -173,7 +177,7 @@ class Optimizer(Saving):
         return used, [self._order[i][0].storage for i in where], [
             (group, i, flat.data[start:stop], flat.grad[start:stop],
              [array[start:stop] for array in self._state[id(flat)]])
-            for group, i, flat, start, stop in cuts]
+            for group, i, flat, start, stop in cuts if stop > start]
 
     def _launch(self, p, grad, scale, states, group, step):
         """Do for a whole stretch what `_update` does for a block, by a kernel, if there is one.

@@ -21,10 +21,16 @@ class Saving:
     saves_step = True  # whether PyTorch's state has a step count (SGD's has none)
 
     def _arrays(self, i):
-        """{state name: view, shaped like the parameter} of the parameter at `i` in flat order."""
-        p, _, flat, start, stop = self._order[i]
-        return {name: array[start:stop].reshape(p.shape)
+        """{state name: view} of the parameter at `i` in flat order: shaped like it, or 1-D where
+        ranks hold slices of it.
+        """
+        p, _, flat, *_ = self._order[i]
+        return {name: flat.view(p, array)
                 for name, array in zip(self.state_names, self._state[id(flat)])}
+
+    def nbytes(self):
+        """Bytes of the state arrays that this rank holds."""
+        return sum(array.nbytes for arrays in self._state.values() for array in arrays)
 
     def _places(self):
         """{id of a parameter: its position in flat order}."""

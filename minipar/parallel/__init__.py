@@ -11,8 +11,9 @@ from .tensor import ColumnParallelLinear, RowParallelLinear
 from .trainer import Diverged, Replicated, Trainer
 from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
                          vocab_parallel_cross_entropy)
+from .zero import Zero
 
 __all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Mesh",
            "MixtureOfExperts", "Pipelined", "Replicated", "RowParallelLinear", "Trainer",
-           "VocabParallelEmbedding", "VocabParallelHead", "ring_attention", "shard_model",
-           "vocab_parallel_cross_entropy"]
+           "VocabParallelEmbedding", "VocabParallelHead", "Zero", "ring_attention",
+           "shard_model", "vocab_parallel_cross_entropy"]

@@ -8,12 +8,11 @@ accelerating data parallel training".
 
 from contextlib import contextmanager
 
-import numpy as np
-
 from ..comm import world
 from ..context import current
 from ..nn import Module
 from .buckets import Buckets
+from .buffers import pack
 
 
 class DistributedDataParallel(Module):
@@ -58,7 +57,7 @@ class DistributedDataParallel(Module):
         for p in module.parameters():
             if not p.requires_grad:
                 self.comm.broadcast(p.array)
-        plans = [self.comm.plan("broadcast", array) for array in _pack(module.buffers())]
+        plans = [self.comm.plan("broadcast", array) for array in pack(module.buffers())]
         self._buffer_plans, self._stale = plans, True
         self._share_buffers()
         if not broadcast_buffers:
@@ -114,19 +113,3 @@ class DistributedDataParallel(Module):
         about buffers, which other ranks get with their next forward.
         """
         return {f"module.{k}": v for k, v in self.module.state_dict().items()}
-
-
-def _pack(tensors):
-    """Move tensors into one array for each of their dtypes and devices; returns these arrays."""
-    groups = {}
-    for t in tensors:
-        groups.setdefault((t.array.dtype, t.device), []).append(t)
-    packed = []
-    for (dtype, _), members in groups.items():
-        array, at = np.empty(sum(t.numel() for t in members), dtype, like=members[0].array), 0
-        for t in members:
-            view = array[at:at + t.numel()].reshape(t.shape)
-            view[...] = t.array
-            t.array, at = view, at + t.numel()
-        packed.append(array)
-    return packed

@@ -38,10 +38,12 @@ class Trainer:
     module:    what this rank holds; its parameters have the names that they have in the whole.
     optimizer: over the module's parameters.
     scaler:    a GradScaler, disabled if gradients need none.
+    everywhere: whether every rank has all parameters.
     """
 
     comm = mesh = module = optimizer = scaler = None
     device = CPU  # where it computes
+    everywhere = False
     overlap = None  # share of the last step's reductions that ran beside computation, if known
 
     def gradients(self, inputs, targets, shard, step, stop):
@@ -82,6 +84,19 @@ class Trainer:
                 if words := self.comm.broadcast_object(found, rank):
                     return words
         return "all parameters and gradients are finite"
+
+    def memory(self):
+        """Bytes that this rank holds: {"parameters", "gradients", "optimizer", "transient"}.
+
+        transient: the most that lay in other memory for a while, to be whole in a forward or
+        backward. Activations, buffers and what messages need do not count.
+        """
+        flats = {id(p.storage.owner): p.storage.owner for p in self.module.parameters()
+                 if p.storage.owner is not None}.values()
+        loose = [p for p in self.module.parameters() if p.storage.owner is None]
+        return {"parameters": sum(f.data.nbytes for f in flats) + sum(p.nbytes for p in loose),
+                "gradients": sum(f.reduced.nbytes for f in flats),
+                "optimizer": self.optimizer.nbytes() if self.optimizer else 0, "transient": 0}
 
     # The whole model, for checkpoints, hashes and samples
 
@@ -138,6 +153,7 @@ class Replicated(Trainer):
                  algorithm="auto", precision=nullcontext, scaler=None):
         self.comm, self.mesh, self._loss, self._microbatches = comm, mesh, loss, microbatches
         self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
+        self.everywhere = True
         self.model = DistributedDataParallel(module, process_group=comm, gradient="sum",
                                              algorithm=algorithm)
         self.module, self.optimizer = module, make_optimizer(self.model)
