@@ -9,8 +9,9 @@ from .amp import GradScaler, autocast
 from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
-from .options import UsageError
+from .options import SYNCS, UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
+from .parallel.sync import make_trainer
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),
@@ -66,6 +67,10 @@ def build_trainer(o, model, loss, comm):
         return build_optimizer(o, module)
     precision = {"precision": lambda: autocast(o.device, o.amp) if o.amp else nullcontext(),
                  "scaler": GradScaler(enabled=o.amp == "float16", comm=comm)}
+    if o.method.name not in SYNCS:
+        return make_trainer(o.method, model, optimizer, loss, comm, o.mesh,
+                            microbatches=o.microbatches, algorithm=o.program,
+                            precision=precision["precision"])
     if o.sync != "ddp":
         shared = o.sync == "shared"
         return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
@@ -100,4 +105,8 @@ def learning_rate(o, step, total):
 def identity(o, data):
     """What a checkpoint must share with the run that resumes it: {option: value}."""
     names = ("model", *SHAPE[o.model], "dtype", "amp", "optimizer", "seed", "batch_size")
-    return {**{name: getattr(o, name) for name in names}, "training samples": len(data.train)}
+    together = "ddp" if o.method.name in SYNCS else str(o.method)  # any sharding has the whole
+    if o.method.name in ("local", "diloco", "gossip"):  # each rank has a state of its own
+        together += f" on {o.mesh.size} ranks"
+    return {**{name: getattr(o, name) for name in names}, "training samples": len(data.train),
+            "sync": together}

@@ -16,6 +16,7 @@ from .dtypes import dtype
 from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
+from .parallel.sync.method import parse_method
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -123,10 +124,6 @@ def parser():
     add("--schedule", default="1f1b", metavar="NAME | FILE", help="of the pipeline: "
         + ", ".join(SCHEDULES) + "; or one of yours, proved first: my.csv, FILE.py:NAME")
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
-    add("--sync", type=_one_of(SYNCS), default="ddp", help="what replicas keep and exchange: ddp "
-        "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
-        "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
-        "machine have one copy of the parameters")
     add("--recompute", action="store_true",
         help="stages keep their input alone, and run forward again in backward")
     add("--algorithm", default="ring", metavar="NAME | FILE.py:NAME", help="all-reduce: one of "
@@ -137,6 +134,15 @@ def parser():
         "hooks in it (default), or by a thread beside it; also MINIPAR_PROGRESS")
     add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
         "table (default: $MINIPAR_ALGORITHMS); minipar tune writes one")
+    add("--sync", default="ddp", metavar="METHOD", help="what replicas keep and exchange: ddp "
+        "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
+        "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
+        "machine have one copy of the parameters; local:H or diloco:H average every H steps; "
+        "delayed: gradients one step late; gossip:ring (torus, exponential, complete, or edges: "
+        "0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, ssp:S: parameter "
+        "servers")
+    add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
+        "(default 1, with --sync ps, ps:async and ssp)")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--device", type=_one_of(DEVICES), default="cpu", help="cpu (default), or cuda: rank r "
         "computes on GPU r of its host, counted round")
@@ -204,6 +210,33 @@ def _check_algorithm(o, replicas):
                          "or with --launcher mpi")
 
 
+def _check_method(o, world_size):
+    """Set `o.method`; returns how many ranks train."""
+    try:
+        o.method = parse_method(o.sync, world_size, o.servers)
+    except ValueError as error:
+        raise UsageError(f"argument --sync: {error}") from None
+    if o.method.name in SYNCS:
+        return world_size
+    for axis in ("pp", "tp"):
+        if getattr(o, axis) > 1:
+            raise UsageError(f"--sync {o.sync} keeps whole replicas together: not with "
+                             f"--{axis} {getattr(o, axis)}")
+    if o.method.name == "adpsgd" and o.checkpoint:
+        raise UsageError("--checkpoint needs ranks that agree on a step to write, or to stop: not "
+                         "with --sync " + o.sync)
+    if o.amp == "float16":
+        raise UsageError(f"--amp float16 scales a loss that all ranks reduce in each step: not "
+                         f"with --sync {o.sync}")
+    if o.clip and str(o.method) != "ps" and o.method.servers:
+        raise UsageError(f"--clip needs all gradients of a step together: not with --sync "
+                         f"{o.sync}")
+    if o.codec:
+        raise UsageError(f"--codec is for gradients that an all-reduce sums: not with --sync "
+                         f"{o.sync}")
+    return world_size - o.method.servers
+
+
 def _check_layout(o, world_size):
     """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
     try:
@@ -233,7 +266,7 @@ def _check_layout(o, world_size):
 
 def _check_sync(o):
     """What is sharded, if something is, goes together with the rest."""
-    if o.sync == "ddp":
+    if o.sync == "ddp" or o.sync not in SYNCS:
         return
     if o.device != "cpu":
         raise UsageError(f"--sync {o.sync} cuts what the CPU's memory holds: not with --device "
@@ -272,7 +305,7 @@ def parse(argv, world_size):
         world_size = o.ranks  # these ranks are still to be started
     if o.ranks and o.ranks != world_size:
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
-    _check_layout(o, world_size)
+    _check_layout(o, _check_method(o, world_size))
     _check_sync(o)
     _check_algorithm(o, o.mesh.dp)
     if o.codec:

@@ -32,7 +32,7 @@ from .data.prefetch import on_device
 from .device import DeviceError, host
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
-from .options import UsageError, parse, parser
+from .options import SYNCS, UsageError, parse, parser
 from .parallel import Diverged
 from .report import Report
 from .tensor import Tensor
@@ -59,11 +59,10 @@ def loss_and_count(logits, targets):
 def evaluate(trainer, dataset, batch_size):
     """(mean loss, accuracy) over a data set, each replica taking its slice of each batch."""
     comm, mesh, totals = trainer.comm, trainer.mesh, np.zeros(3)
-    sampler = GlobalBatchSampler(
-        len(dataset), max(batch_size, mesh.dp), rank=mesh.coordinates(comm.rank)["dp"],
-        num_replicas=mesh.dp, shuffle=False)
-    trainer.module.eval()
-    with no_grad():
+    replica, replicas = mesh.share(comm.rank)
+    sampler = GlobalBatchSampler(len(dataset), max(batch_size, replicas), rank=replica,
+                                 num_replicas=replicas, shuffle=False)
+    with trainer.evaluating(), no_grad():
         for shard in sampler.shards(0):
             inputs, targets = (t.to(trainer.device) for t in read(dataset, shard))
             logits = trainer.predict(inputs.array)
@@ -71,7 +70,6 @@ def evaluate(trainer, dataset, batch_size):
                 loss, count = loss_and_count(logits, targets)
                 hits = (logits.array.argmax(axis=-1) == targets.array).sum()
                 totals += loss.item(), count, int(hits)
-    trainer.module.train()
     comm.all_reduce(totals)
     return totals[0] / totals[1], totals[2] / totals[1]
 
@@ -105,9 +103,10 @@ class Job:
             module = build_model(o, self.data).to(self.device)
             self.parameters = sum(p.numel() for p in module.parameters())
             # Batch normalisation needs samples on every rank: no short last batch for it.
+            replica, replicas = o.mesh.share(comm.rank)
             self.sampler = GlobalBatchSampler(
-                len(self.data.train), o.batch_size, rank=o.mesh.coordinates(comm.rank)["dp"],
-                num_replicas=o.mesh.dp, seed=o.seed,
+                len(self.data.train), o.batch_size, rank=replica, num_replicas=replicas,
+                seed=o.seed,
                 drop_last=any("running_mean" in k for k, _ in module.named_buffers()))
             self.total = o.steps or o.epochs * len(self.sampler)
             self.first_step, weights, state = self._start_from(module)
@@ -184,8 +183,8 @@ class Job:
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
-                        f"{o.algorithm} "
-                        + ("all-reduce" if o.sync == "ddp" else f"messages of {o.sync}")
+                        + (f"{o.algorithm} all-reduce" if o.sync == "ddp" else
+                           f"{o.algorithm} messages of {o.sync}" if o.sync in SYNCS else o.sync)
                         + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
@@ -199,6 +198,12 @@ class Job:
             self.report.close()
 
     def _train(self):
+        """Train; whether all steps were taken."""
+        done = self._take_steps()
+        self.trainer.finish()
+        return done
+
+    def _take_steps(self):
         """Take the steps; whether all were taken."""
         o, step = self.o, self.first_step
         while step < self.total:
@@ -232,7 +237,7 @@ class Job:
         speed = shard.size / seconds
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
-                          overlap=self.trainer.overlap,
+                          overlap=self.trainer.overlap, staleness=self.trainer.staleness,
                           grad_norm=self.trainer.optimizer.grad_norm)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
@@ -252,7 +257,8 @@ class Job:
         digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
-                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, algorithms=comm.chosen,
+                   dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, sync=str(o.method),
+                   servers=o.method.servers or None, algorithms=comm.chosen,
                    memory=self.trainer.memory())
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
@@ -303,7 +309,7 @@ def main(argv=None, interrupt=None):
         print("minipar: interrupted", file=sys.stderr)
         return 130  # as a shell says it: 128 + SIGINT
     except (UsageError, Failed, Diverged) as error:
-        if comm.rank == 0 or isinstance(error, Failed):
+        if comm.rank == 0 or isinstance(error, Failed) or getattr(error, "alone", False):
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0

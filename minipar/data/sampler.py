@@ -177,6 +177,7 @@ class GlobalBatchSampler(Sampler):
     batch_size: samples in a global batch, of all ranks together; the last one may have fewer, and
                 then a rank's slice may be empty: it is still yielded, so that all ranks take
                 equally many steps. drop_last leaves a shorter last batch out.
+    rank:       whose slices; None is for a rank that has none: all its slices are empty.
     shuffle:    order the samples by `permutation(length, seed, epoch)`; else as they are.
 
     As a DataLoader's batch_sampler it yields the lists of this rank's indices in the epoch that
@@ -189,7 +190,7 @@ class GlobalBatchSampler(Sampler):
                  drop_last=False):
         self.length = positive("length", length)
         self.batch_size = positive("batch_size", batch_size)
-        _check_rank(rank, num_replicas)
+        _check_rank(0 if rank is None else rank, num_replicas)
         if batch_size < num_replicas:
             raise ValueError(f"global batch {batch_size} < {num_replicas} ranks")
         if drop_last and length < batch_size:
@@ -205,8 +206,10 @@ class GlobalBatchSampler(Sampler):
         for step in range(first_step, len(self)):
             batch = order[step * self.batch_size:(step + 1) * self.batch_size]
             size = len(batch)
-            start = self.rank * size // self.num_replicas
-            stop = (self.rank + 1) * size // self.num_replicas
+            start = stop = 0
+            if self.rank is not None:
+                start = self.rank * size // self.num_replicas
+                stop = (self.rank + 1) * size // self.num_replicas
             yield Shard(step, start, size, batch[start:stop])
 
     def __iter__(self):

@@ -1,6 +1,6 @@
 """Parallel training."""
 
-from . import schedules  # noqa: F401  (registers them)
+from . import schedules, sync  # noqa: F401  (the former registers them)
 from .ddp import DistributedDataParallel
 from .experts import MixtureOfExperts
 from .mesh import Mesh

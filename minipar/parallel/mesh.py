@@ -50,6 +50,11 @@ class Mesh:
         pp, dp = divmod(rest, self.dp)
         return {"dp": dp, "pp": pp, "tp": tp}
 
+    def share(self, rank):
+        """(replica, replicas): which part of each batch a rank has; (None, replicas) beyond the
+        mesh, where ranks have none."""
+        return (self.coordinates(rank)["dp"] if rank < self.size else None), self.dp
+
     def rank(self, dp=0, pp=0, tp=0):
         """The rank at these coordinates."""
         return (pp * self.dp + dp) * self.tp + tp

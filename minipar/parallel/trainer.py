@@ -6,7 +6,7 @@ ranks in a step. The main job gives it batches, and asks it for losses, predicti
 """
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -19,7 +19,14 @@ from .gather import gather_whole, scatter_pieces
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite, on all ranks; the message says where it began."""
+    """The loss is not finite; the message says where it began.
+
+    alone: whether that is known on this rank only; else it is raised on all ranks.
+    """
+
+    def __init__(self, message, alone=False):
+        super().__init__(message)
+        self.alone = alone
 
 
 def cut(k, parts):
@@ -44,6 +51,7 @@ class Trainer:
     comm = mesh = module = optimizer = scaler = None
     device = CPU  # where it computes
     everywhere = False
+    staleness = None  # updates made between reading parameters and applying their gradient
     overlap = None  # share of the last step's reductions that ran beside computation, if known
 
     def gradients(self, inputs, targets, shard, step, stop):
@@ -97,6 +105,18 @@ class Trainer:
         return {"parameters": sum(f.data.nbytes for f in flats) + sum(p.nbytes for p in loose),
                 "gradients": sum(f.reduced.nbytes for f in flats),
                 "optimizer": self.optimizer.nbytes() if self.optimizer else 0, "transient": 0}
+
+    @contextmanager
+    def evaluating(self):
+        """Inside, the module is the one to evaluate, in eval mode. Collective."""
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
+
+    def finish(self):
+        """After the last step: complete what is in flight. Collective."""
 
     # The whole model, for checkpoints, hashes and samples
 
