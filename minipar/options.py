@@ -266,11 +266,10 @@ def _check_layout(o, world_size):
 
 def _check_sync(o):
     """What is sharded, if something is, goes together with the rest."""
+    if o.sync != "ddp" and o.device != "cpu":
+        raise UsageError(f"--sync {o.sync} is for the CPU's memory: not with --device {o.device}")
     if o.sync == "ddp" or o.sync not in SYNCS:
         return
-    if o.device != "cpu":
-        raise UsageError(f"--sync {o.sync} cuts what the CPU's memory holds: not with --device "
-                         f"{o.device}")
     if o.mesh.dp < o.mesh.size:
         raise UsageError(f"--sync {o.sync} cuts what replicas hold, not a model that is cut "
                          f"already: {o.mesh}")

@@ -82,8 +82,8 @@ def test_with_no_gpu_the_main_job_refuses_in_one_line(gpu, monkeypatch, capsys):
 def test_sharded_training_on_a_gpu_is_refused_in_one_line(capsys):
     from minipar import train
     assert train.main(["--device", "cuda", "--sync", "zero1"]) == 2
-    assert capsys.readouterr().err == ("minipar: error: --sync zero1 cuts what the CPU's memory "
-                                       "holds: not with --device cuda\n")
+    assert capsys.readouterr().err == ("minipar: error: --sync zero1 is for the CPU's memory: "
+                                       "not with --device cuda\n")
 
 
 def test_tensors_are_made_on_and_moved_to_a_gpu(gpu):
