@@ -30,6 +30,7 @@ setup(
                  f"nvidia-cuda-nvrtc-cu12; {HAS_CUDA}", f"nvidia-cuda-runtime-cu12; {HAS_CUDA}"],
         "bf16": ["ml_dtypes>=0.5"],  # bfloat16
         "images": ["pillow>=10"],  # class-per-folder images
+        "cuda": ["cupy-cuda12x>=13"],  # GPUs; with a CUDA 13 driver and toolkit, cupy-cuda13x
         "notebook": ["cloudpickle>=3"],  # functions of notebooks as ranks
         "viz": ["matplotlib>=3.8"],  # pictures, in every format
         "peers": ["torch==2.13.0"],

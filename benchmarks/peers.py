@@ -81,17 +81,17 @@ def torch_model(case):
         model = tnn.Sequential(tnn.Flatten(), tnn.Linear(784, 512), tnn.ReLU(),
                                tnn.Linear(512, 512), tnn.ReLU(), tnn.Linear(512, 10))
     else:
-        model = CNN() if case == "cnn" else _torch_gpt()
+        model = CNN() if case == "cnn" else torch_gpt()
     state = {k: torch.from_numpy(v.array.copy()) for k, v in our_model(case).state_dict().items()}
     model.load_state_dict(state)
     return model
 
 
-def _torch_gpt():
+def torch_gpt(sizes=GPT):
     import torch
     from torch import nn as tnn
     from torch.nn import functional as F
-    c, heads = GPT["n_embd"], GPT["n_head"]
+    c, heads = sizes["n_embd"], sizes["n_head"]
 
     class Attention(tnn.Module):
         def __init__(self):
@@ -127,14 +127,15 @@ def _torch_gpt():
         def __init__(self):
             super().__init__()
             self.transformer = tnn.ModuleDict(dict(
-                wte=tnn.Embedding(GPT["vocab_size"], c), wpe=tnn.Embedding(GPT["block_size"], c),
-                h=tnn.ModuleList(Block() for _ in range(GPT["n_layer"])), ln_f=tnn.LayerNorm(c)))
-            self.lm_head = tnn.Linear(c, GPT["vocab_size"], bias=False)
+                wte=tnn.Embedding(sizes["vocab_size"], c),
+                wpe=tnn.Embedding(sizes["block_size"], c),
+                h=tnn.ModuleList(Block() for _ in range(sizes["n_layer"])), ln_f=tnn.LayerNorm(c)))
+            self.lm_head = tnn.Linear(c, sizes["vocab_size"], bias=False)
             self.lm_head.weight = self.transformer.wte.weight
 
         def forward(self, index):
             t = self.transformer
-            x = t.wte(index) + t.wpe(torch.arange(index.shape[1]))
+            x = t.wte(index) + t.wpe(torch.arange(index.shape[1], device=index.device))
             for block in t.h:
                 x = block(x)
             return self.lm_head(t.ln_f(x))

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import dtypes
 from .context import current
+from .device import aligned
 from .execution import Kernel
 
 _UNSCALE = Kernel("cast.cu", "unscale", rows="parts", width="n")
@@ -185,11 +186,11 @@ class GradScaler:
 @np.errstate(all="ignore")
 def _unscale(gradient, inverse):
     """gradient *= inverse, in place; returns whether there was an Inf or NaN."""
-    run = _UNSCALE.build(gradient.dtype) if gradient.flags.c_contiguous else None
-    if run is None or not gradient.flags.aligned:
-        found = not np.isfinite(gradient).all()
+    run = _UNSCALE.build(gradient) if gradient.flags.c_contiguous else None
+    if run is None or not aligned(gradient):
+        found = not bool(np.isfinite(gradient).all())
         gradient *= inverse
         return found
-    bad = np.empty(-(-gradient.size // _PART), np.uint8)
-    run(np.atleast_1d(gradient), bad, inverse, bad.size, gradient.size)
+    bad = np.empty(-(-gradient.size // _PART), np.uint8, like=gradient)
+    run(gradient.reshape(-1), bad, inverse, bad.size, gradient.size)
     return bool(bad.any())

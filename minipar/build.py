@@ -4,8 +4,10 @@ import math
 
 from contextlib import nullcontext
 
-from . import optim
+from . import cuda, optim
 from .amp import GradScaler, autocast
+from .comm.topology import rank_on_host
+from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import SYNCS, UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
@@ -36,6 +38,18 @@ def build_model(o, data):
     channels, height, width = data.input_shape
     make = resnet18 if o.model == "resnet18" else resnet50
     return make(data.num_classes, in_channels=channels, small_images=min(height, width) < 64)
+
+
+def choose_device(name, comm):
+    """The device that this rank computes on; its host's ranks share out the GPUs.
+
+    Called by all ranks. Raises RuntimeError, in one line, where there is no GPU.
+    """
+    if name == "cpu":
+        return CPU
+    number = rank_on_host(comm)
+    cuda.set_device(number % gpu_count())
+    return resolve("cuda")
 
 
 def build_optimizer(o, model):
@@ -72,7 +86,7 @@ def build_trainer(o, model, loss, comm, data):
     """
     def optimizer(module):
         return build_optimizer(o, module)
-    precision = {"precision": lambda: autocast("cpu", o.amp) if o.amp else nullcontext(),
+    precision = {"precision": lambda: autocast(o.device, o.amp) if o.amp else nullcontext(),
                  "scaler": GradScaler(enabled=o.amp == "float16", comm=comm)}
     if o.method.name not in SYNCS:
         return make_trainer(o.method, model, optimizer, loss, comm, o.mesh,

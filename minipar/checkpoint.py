@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from . import dtypes
+from .device import as_array, host
 from .tensor import Tensor
 
 FORMAT = 1
@@ -42,7 +43,7 @@ def save_file(tensors, path, metadata=None):
 
 
 def _contiguous(t):
-    array = t.array if isinstance(t, Tensor) else np.asarray(t)
+    array = host(as_array(t.array if isinstance(t, Tensor) else t))
     return np.ascontiguousarray(array).reshape(array.shape)  # NumPy makes 0-d arrays 1-d here
 
 

@@ -10,6 +10,8 @@ bfloat16 is first used, and never without; NumPy knows of it only that it is 16 
 
 import numpy as np
 
+from .device import as_array
+
 FLOATING = "fV"  # kinds of NumPy dtypes that hold floating numbers: V is bfloat16's, no other's
 
 
@@ -85,11 +87,12 @@ def of(array):
 
 
 def array_of(value):
-    """The elements of a tensor, an array, or whatever NumPy makes an array of: not copied if that
-    can be. PyTorch gives NumPy no bfloat16, so its tensors of that type go through float32.
+    """The elements of a tensor, an array (of a GPU too), or whatever NumPy makes an array of: not
+    copied if that can be. PyTorch gives NumPy no bfloat16, so its tensors of that type go through
+    float32.
     """
     if hasattr(value, "array"):
         return value.array
     if str(getattr(value, "dtype", None)) == "torch.bfloat16":
         return np.asarray(value.detach().float()).astype(bfloat16.storage)
-    return np.asarray(value)
+    return as_array(value)

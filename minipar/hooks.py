@@ -9,8 +9,7 @@ import itertools
 import weakref
 from functools import partial, wraps
 
-import numpy as np
-
+from .device import as_array
 from .tensor import Tensor
 
 _keys = itertools.count()
@@ -45,14 +44,14 @@ def run_hook(hook, gradient):
 
     Raises RuntimeError if it returns another shape; a dtype is converted.
     """
-    gradient = np.asarray(gradient)
+    gradient = as_array(gradient)  # NumPy makes scalars of 0-d results
     given = hook(Tensor(gradient))
     return gradient if given is None else fitting(given, gradient)
 
 
 def fitting(given, gradient):
     """The array of a gradient that a hook gave in place of `gradient`, in its dtype."""
-    array = given.array if isinstance(given, Tensor) else np.asarray(given)
+    array = as_array(given.array if isinstance(given, Tensor) else given)
     if array.shape != gradient.shape:
         raise RuntimeError(f"a hook gave a gradient of shape {array.shape} "
                            f"in place of one of {gradient.shape}")
@@ -109,7 +108,7 @@ def retain_grad(self):
 def _keep(this, gradient):
     tensor = this()
     if tensor is not None:
-        tensor.sink.deposit(np.asarray(gradient))
+        tensor.sink.deposit(as_array(gradient))
     return gradient
 
 

@@ -33,6 +33,9 @@ DEFAULTS = {"mlp": ("digits", 64, 15, 3e-3), "cnn": ("digits", 64, 10, 3e-3),
             "gpt": ("plays", 16, 2, 3e-3)}
 
 
+DEVICES = ("cpu", "cuda")
+
+
 class UsageError(ValueError):
     """Something was asked for that cannot be: one line, exit status 2."""
 
@@ -147,6 +150,8 @@ def parser():
     add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
         "(default 1, with --sync ps, ps:async and ssp)")
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
+    add("--device", type=_one_of(DEVICES), default="cpu", help="cpu (default), or cuda: rank r "
+        "computes on GPU r of its host, counted round")
     add("--kernels", type=_one_of(KERNELS), help="how operations that have a kernel run: "
         "compiled for this CPU (default), NumPy's reference, or emulated thread by thread")
     add("--metrics", metavar="FILE.jsonl", help="write one JSON object a line")
@@ -204,6 +209,8 @@ def _check_algorithm(o, replicas):
     program = ALGORITHMS["all_reduce"].get(o.algorithm)
     if program is not None and (reason := program.refusal(replicas)):
         raise UsageError(f"argument --algorithm: {reason}")
+    if o.algorithm == "nccl" and o.device != "cuda":
+        raise UsageError("argument --algorithm: nccl is for GPUs: --device cuda")
     if o.algorithm == "mpi" and not is_launched() and not (o.ranks and o.launcher == "mpi"):
         raise UsageError("argument --algorithm: mpi is the MPI library's own: start with mpirun, "
                          "or with --launcher mpi")
@@ -290,6 +297,8 @@ def _check_layout(o, world_size):
 
 def _check_sync(o):
     """What is sharded, if something is, goes together with the rest."""
+    if o.sync != "ddp" and o.device != "cpu":
+        raise UsageError(f"--sync {o.sync} is for the CPU's memory: not with --device {o.device}")
     if o.sync == "ddp" or o.sync not in SYNCS:
         return
     if o.mesh.dp < o.mesh.size:

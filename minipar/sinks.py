@@ -6,7 +6,7 @@ flat bucket of data parallelism, a shared window, a shard. The first write after
 and later ones add, so no buffer is ever filled with zeros first; `.grad` is None in between.
 """
 
-import numpy as np
+from .device import assign, empty, place_of
 
 
 class Deferred:
@@ -18,10 +18,10 @@ class Deferred:
     of a slice or of a table look-up gives `add`, and touches only its own region.
     """
 
-    __slots__ = ("shape", "dtype", "_write", "_add", "postponable")
+    __slots__ = ("shape", "dtype", "device", "_write", "_add", "postponable")
 
     def __init__(self, like, *, write=None, add=None, postponable=False):
-        self.shape, self.dtype = like.shape, like.dtype
+        self.shape, self.dtype, self.device = like.shape, like.dtype, like.device
         self._write, self._add, self.postponable = write, add, postponable
 
     def write(self, out):
@@ -39,18 +39,22 @@ class Deferred:
 
     def array(self):
         """The gradient as a new array."""
-        out = np.empty(self.shape, self.dtype)
+        out = empty(self.shape, self.dtype, self.device)
         self.write(out)
         return out
 
 
 class Sink:
-    """The gradient of one leaf: `shape`, `dtype`, an optional fixed `buffer`, and a fresh flag."""
+    """The gradient of one leaf: `shape`, `dtype`, an optional fixed `buffer`, and a fresh flag.
 
-    __slots__ = ("shape", "dtype", "buffer", "fresh", "hooks", "filters", "provide")
+    device: what `.device` of an array says, of the leaf's own.
+    """
 
-    def __init__(self, shape, dtype, buffer=None):
-        self.shape, self.dtype = shape, dtype
+    __slots__ = ("shape", "dtype", "device", "buffer", "fresh", "hooks", "filters",
+                 "provide")
+
+    def __init__(self, shape, dtype, buffer=None, device="cpu"):
+        self.shape, self.dtype, self.device = shape, dtype, device
         self.buffer = buffer  # None until the first gradient, unless someone places it
         self.fresh = True  # no gradient since the last reset
         self.hooks = {}  # of callables without arguments, for when the gradient is complete
@@ -66,7 +70,7 @@ class Sink:
             return None
         if self.buffer is None:
             if self.provide is None:
-                self.buffer = np.empty(self.shape, self.dtype)
+                self.buffer = empty(self.shape, self.dtype, self.device)
             else:
                 self.provide()
         return self.buffer
@@ -113,10 +117,14 @@ class Sink:
             raise ValueError(f"sink of {self.shape} {self.dtype} placed in {buffer.shape} "
                              f"{buffer.dtype}")
         if not self.fresh:
-            buffer[...] = self.buffer
-        self.buffer = buffer
+            assign(buffer, self.buffer)
+        self.buffer, self.device = buffer, buffer.device
 
-    def convert(self, dtype):
-        """Change to another NumPy dtype, with the gradient it holds."""
-        self.dtype = dtype
-        self.buffer = None if self.fresh else self.buffer.astype(dtype)
+    def convert(self, dtype, device=None):
+        """Change to another NumPy dtype and `device`, with the gradient it holds."""
+        old, self.dtype = self.buffer, dtype
+        self.device = self.device if device is None else place_of(device)
+        self.buffer = None
+        if not self.fresh:
+            self.buffer = empty(self.shape, dtype, self.device)
+            assign(self.buffer, old)

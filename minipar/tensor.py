@@ -15,6 +15,7 @@ import numpy as np
 
 from . import dtypes
 from .context import current, recorded
+from .device import as_array, device_of, host, on_gpu, put
 from .sinks import Deferred, Sink
 
 
@@ -54,7 +55,8 @@ class Node:
 class Tensor:
     """An n-dimensional array that can record what is computed from it.
 
-    array: the elements, a NumPy array; may be a view. Other attributes are as in PyTorch.
+    array: the elements, a NumPy array or, on a GPU, CuPy's; may be a view. Other attributes are as
+    in PyTorch.
     """
 
     __slots__ = ("array", "storage", "requires_grad", "node", "_sink", "__weakref__")
@@ -73,6 +75,7 @@ class Tensor:
     is_leaf = property(lambda self: self.node is None)
     grad_fn = property(attrgetter("node"))
     nbytes = property(lambda self: self.array.nbytes)
+    device = property(lambda self: device_of(self.array))
 
     def size(self, dim=None):
         return self.shape if dim is None else self.shape[dim]
@@ -94,6 +97,8 @@ class Tensor:
         """The elements as a NumPy array that shares memory with the tensor."""
         if self.requires_grad:
             raise RuntimeError("numpy() on a tensor that requires grad: use .detach().numpy()")
+        if on_gpu(self.array):
+            raise TypeError(f"numpy() on a tensor on {self.device}: use .cpu().numpy()")
         return self.array
 
     def detach(self):
@@ -117,7 +122,7 @@ class Tensor:
     def sink(self):
         """The gradient sink of a leaf, made at the first use."""
         if self._sink is None:
-            self._sink = Sink(self.array.shape, self.array.dtype)
+            self._sink = Sink(self.array.shape, self.array.dtype, device=self.array.device)
         return self._sink
 
     @property
@@ -130,7 +135,7 @@ class Tensor:
     def grad(self, value):
         self.sink.reset()
         if value is not None:
-            self.sink.deposit(value.array if isinstance(value, Tensor) else np.asarray(value))
+            self.sink.deposit(put(as_array(_bare(value)), self.device))
 
     def backward(self, gradient=None, retain_graph=False):
         """Add the gradients of this tensor to the leaves it was computed from.
@@ -169,9 +174,11 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __repr__(self):
-        array = self.array.astype(np.float32) if self.array.itemsize == 2 else self.array
+        array = host(self.array)
+        array = array.astype(np.float32) if array.itemsize == 2 else array
         text = np.array2string(array, precision=4, separator=", ", prefix="tensor(")
-        extra = "" if self.dtype is current().default_dtype else f", dtype={self.dtype}"
+        extra = f", device='{self.device}'" if on_gpu(self.array) else ""
+        extra += "" if self.dtype is current().default_dtype else f", dtype={self.dtype}"
         if self.node is not None:
             extra += f", grad_fn={self.node}"
         elif self.requires_grad:
@@ -179,21 +186,8 @@ class Tensor:
         return f"tensor({text}{extra})"
 
 
-def tensor(data, dtype=None, requires_grad=False):
-    """A tensor with a copy of `data` (numbers, nested lists, an array, a tensor).
-
-    dtype: taken from `data` if None; Python floats become the default dtype, as in PyTorch.
-    """
-    if hasattr(data, "dtype") and not isinstance(data, np.generic):
-        data = dtypes.array_of(data)
-    array = np.array(data)
-    if dtype is not None:
-        array = array.astype(dtypes.dtype(dtype).storage)
-    elif array.dtype == np.float64 and not isinstance(data, (np.ndarray, np.generic)):
-        array = array.astype(current().default_dtype.storage)
-    dtypes.of(array)  # refuses what is not a tensor's type
-    result = Tensor(array)
-    return result.requires_grad_() if requires_grad else result
+def _bare(value):
+    return value.array if isinstance(value, Tensor) else value
 
 
 def from_numpy(array):
@@ -288,7 +282,7 @@ def _seed(tensors, gradients, nodes):
             gradient = np.ones_like(t.array)
         else:
             gradient = gradients[i]
-            gradient = gradient.array if isinstance(gradient, Tensor) else np.asarray(gradient)
+            gradient = put(as_array(_bare(gradient)), t.device)
             if gradient.shape != t.shape:
                 raise RuntimeError(f"a gradient of shape {gradient.shape} "
                                    f"for a tensor of {t.shape}")
@@ -333,7 +327,7 @@ def _step(node, pending, retain_graph, postponed):
                 raise RuntimeError(
                     f"a tensor that the gradient of {node.name} needs was changed in place: "
                     f"it is at version {storage.version}, expected {version}")
-        gradients = node.backward(gradient)
+        gradients = node.backward(as_array(gradient))  # NumPy makes scalars of 0-d results
     for edge, g in zip(node.edges, gradients):
         if edge is None:
             continue

@@ -13,25 +13,28 @@ checkpoint written; 1 failed; 2 asked for something that cannot be.
 
 import hashlib
 import sys
-import threading
 import time
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 
 from . import data as datasets
 from . import dtypes, trace
-from .build import build_model, build_trainer, identity, learning_rate
+from .build import build_model, build_trainer, choose_device, identity, learning_rate
 from .checkpoint import CheckpointFolder, load_file
-from .comm import RankFailed, launch, world
+from .comm import world
 from .comm.world import is_launched, launched_rank
 from .context import current, manual_seed, no_grad, set_default_dtype, set_kernels
 from .data import GlobalBatchSampler
+from .data.prefetch import on_device
+from .device import DeviceError, host
 from .interrupt import Interrupt
 from .ops.loss import cross_entropy_sum_count
 from .options import SYNCS, UsageError, parse, parser
 from .parallel import Diverged
 from .report import Report
+from .start import one_blas_thread, start_ranks
 from .tensor import Tensor
 
 
@@ -61,12 +64,12 @@ def evaluate(trainer, dataset, batch_size):
                                  num_replicas=replicas, shuffle=False)
     with trainer.evaluating(), no_grad():
         for shard in sampler.shards(0):
-            inputs, targets = read(dataset, shard)
+            inputs, targets = (t.to(trainer.device) for t in read(dataset, shard))
             logits = trainer.predict(inputs.array)
             if logits is not None:
                 loss, count = loss_and_count(logits, targets)
                 hits = (logits.array.argmax(axis=-1) == targets.array).sum()
-                totals += loss.item(), count, hits
+                totals += loss.item(), count, int(hits)
     comm.all_reduce(totals)
     return totals[0] / totals[1], totals[2] / totals[1]
 
@@ -77,7 +80,7 @@ def params_sha256(parameters):
     digest = hashlib.sha256()
     for name, array in sorted(parameters.items()):
         digest.update(f"{name} {dtypes.of(array).name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(host(array)).tobytes())
     return digest.hexdigest()
 
 
@@ -96,7 +99,8 @@ class Job:
             comm.read_table(o.algorithm_table)
             self.data = datasets.load(o.data, block_size=o.block_size,
                                       dtype=dtypes.dtype(o.dtype), image_size=o.image_size)
-            module = build_model(o, self.data)
+            self.device = choose_device(o.device, comm)
+            module = build_model(o, self.data).to(self.device)
             self.parameters = sum(p.numel() for p in module.parameters())
             # Batch normalisation needs samples on every rank: no short last batch for it.
             replica, replicas = o.mesh.share(comm.rank)
@@ -111,7 +115,7 @@ class Job:
             comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
             self.trainer = build_trainer(o, module, loss_and_count, comm, self.data)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, DeviceError) as error:
             raise UsageError(str(error)) from None
         self.trainer.load(weights, state)
         if self.scaler_state:
@@ -206,8 +210,9 @@ class Job:
         o, step, sent = self.o, self.first_step, self.comm.bytes_sent
         while step < self.total:
             epoch, done = divmod(step, len(self.sampler))
-            for shard in self.sampler.shards(epoch, done):
-                stop = self._step(shard, step, epoch + 1)
+            shards = self.sampler.shards(epoch, done)
+            for shard, batch in on_device(shards, partial(read, self.data.train), self.device):
+                stop = self._step(shard, batch, step, epoch + 1)
                 step += 1
                 if self.folder and (stop or step == self.total or step % o.checkpoint_every == 0):
                     self._save(step)
@@ -223,14 +228,13 @@ class Job:
         self.sent = self.comm.bytes_sent - sent
         return True
 
-    def _step(self, shard, step, epoch):
+    def _step(self, shard, batch, step, epoch):
         """Take one step and report it; whether a rank was asked to stop."""
         started, waited = time.perf_counter(), self.comm.engine.waited
         rate = learning_rate(self.o, step, self.total)
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = rate
-        batch = read(self.data.train, shard)
-        loss, stop = self.trainer.step(batch, shard, step, self.interrupt.requested, self.o.clip)
+        loss, stop = self.trainer.step(batch(), shard, step, self.interrupt.requested, self.o.clip)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
         speed, facts = shard.size / seconds, self.trainer.facts()
@@ -328,37 +332,6 @@ def main(argv=None, interrupt=None):
             print(f"minipar: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-def start_ranks(argv, o):
-    """Run the job on the ranks that `--ranks` asks for; returns its exit status."""
-    try:
-        if o.launcher == "threads":
-            interrupt = Interrupt()  # signals are the process's: its ranks share one
-            with interrupt if o.checkpoint else nullcontext(), one_blas_thread():
-                return max(launch(rank_main, o.ranks, args=(argv, interrupt), how="threads"))
-        return max(launch(rank_main, o.ranks, args=(argv,), how=o.launcher,
-                          forward_signals=bool(o.checkpoint)))
-    except RankFailed as error:
-        print(f"minipar: error: {error}", file=sys.stderr)
-        return 1
-
-
-def rank_main(argv, interrupt=None):
-    """The job on one of the ranks that were started for it; returns its exit status."""
-    from minipar.train import main as job  # by this name also where this file is `__main__`
-    try:
-        return job(argv, interrupt)
-    except RankFailed:
-        return 1  # whoever failed has said why
-
-
-def one_blas_thread():
-    """BLAS with one thread a rank: the ranks already keep the cores busy."""
-    if threading.current_thread() is not threading.main_thread():
-        return nullcontext()  # BLAS belongs to the process: whoever started the threads has done it
-    from threadpoolctl import threadpool_limits
-    return threadpool_limits(1, user_api="blas")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from launch import python
 from minipar import execution
 from minipar.cli import main
 from minipar.execution import BuildError, EmulationError
-from minipar.execution.emulated import Library, _shape
+from minipar.execution.emulated import LIMITS, Library
 from minipar.execution.rewrite import shared_declarations
 
 needs_compiler = pytest.mark.skipif(
@@ -191,11 +191,12 @@ def test_shared_memory_that_is_declared_in_another_way_is_refused_with_its_line(
 
 
 def test_a_launch_has_several_rounds_of_its_loops_and_whole_warps():
-    assert [_shape(r, n, None) for r, n in ((0, 1), (1, 31), (5, 33), (50, 1023), (None, 7))] == [
+    sizes = (0, 1), (1, 31), (5, 33), (50, 1023), (None, 7)
+    assert [LIMITS.shape(r, n, None) for r, n in sizes] == [
         (1, 32), (1, 32), (5, 64), (6, 256), (1, 32)]
-    assert [_shape(None, None, e) for e in (0, 1, 33, 1000, 10**6)] == [
+    assert [LIMITS.shape(None, None, e) for e in (0, 1, 33, 1000, 10**6)] == [
         (1, 32), (1, 32), (1, 64), (6, 128), (6, 128)]
-    assert _shape(3, None, None) == (3, 128)
+    assert LIMITS.shape(3, None, None) == (3, 128)
 
 
 @needs_compiler

@@ -59,7 +59,7 @@ def test_values_out_of_range_convert_without_a_warning():
 
 
 @pytest.mark.parametrize("args, error, message", [
-    (("cuda:0",), ValueError, "no device 'cuda:0': there is only 'cpu'"),
+    (("tpu",), ValueError, "no device 'tpu': there are 'cpu', 'cuda' and 'cuda:INDEX'"),
     (("flaot32",), ValueError, "no device 'flaot32'"),
     ((mp.float32, mp.float64), TypeError, "two of dtype"),
     ((complex,), TypeError, "no data type"),

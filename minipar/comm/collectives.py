@@ -9,6 +9,7 @@ import pickle
 
 import numpy as np
 
+from ..device import as_array, host, on_gpu
 from ..dtypes import FLOATING
 from ..tensor import Tensor
 
@@ -18,19 +19,19 @@ def written(x):
     if isinstance(x, Tensor):
         x.storage.version += 1
         return x.array
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"a tensor or a NumPy array was expected, not {type(x).__name__}")
+    if as_array(x) is not x:
+        raise TypeError(f"a tensor or an array was expected, not {type(x).__name__}")
     return x
 
 
 def read(x):
     """The array of a tensor, an array, or what can become one."""
-    return x.array if isinstance(x, Tensor) else np.asarray(x)
+    return x.array if isinstance(x, Tensor) else as_array(x)
 
 
 def _flat(array):
     """The elements of an array in order, 1-D: a view where the layout allows it, else a copy."""
-    return np.ascontiguousarray(array).reshape(-1)
+    return np.ascontiguousarray(array, like=array).reshape(-1)
 
 
 def _is_mean(op, dtype):
@@ -40,10 +41,10 @@ def _is_mean(op, dtype):
     return op == "mean"
 
 
-def _result(out, shape, dtype):
-    """The array to put a result into: `out`'s, checked, or a new one."""
+def _result(out, shape, dtype, like=None):
+    """The array to put a result into: `out`'s, checked, or a new one, where `like` is."""
     if out is None:
-        return np.empty(shape, dtype)
+        return np.empty(shape, dtype, like=like)
     array = written(out)
     if array.shape != tuple(shape) or array.dtype != dtype:
         raise ValueError(f"out is {array.dtype}{array.shape}, not {dtype}{tuple(shape)}")
@@ -69,10 +70,10 @@ class Collectives:
     """The collectives, on top of a communicator's `_run`.
 
     Called by all ranks of the communicator, in the same order. Arrays are NumPy arrays or Tensors
-    of any dtype, of equal shape and dtype on every rank if nothing else is said. `op` is sum,
-    mean, prod, max or min; `algorithm` is "auto", the name of a registered program, a program of
-    your own, or "mpi", the MPI library's own. `out` is a contiguous array for the result, which
-    is then returned.
+    of any dtype, of equal shape and dtype on every rank if nothing else is said; those on a GPU
+    too, but for `scatter`. `op` is sum, mean, prod, max or min; `algorithm` is "auto", the name of
+    a registered program, a program of your own, "mpi", the MPI library's own, or "nccl", NVIDIA's.
+    `out` is a contiguous array for the result, which is then returned.
     """
 
     def all_reduce(self, array, op="sum", algorithm="auto", async_op=False, out=None):
@@ -84,7 +85,7 @@ class Collectives:
         Returns None, or `out`, or a `Work` at once if `async_op`.
         """
         source = written(array) if out is None else read(array)
-        target = source if out is None else _result(out, source.shape, source.dtype)
+        target = source if out is None else _result(out, source.shape, source.dtype, source)
         mean, flat = _is_mean(op, target.dtype), _flat(target)
         if out is not None and self._common.find(flat) is not None:
             if mean:
@@ -111,9 +112,10 @@ class Collectives:
         n = flat.size
         return flat[self.rank * n // self.size:(self.rank + 1) * n // self.size]
 
-    def _by_windows(self, algorithm, nbytes):
+    def _by_windows(self, algorithm, array):
         """Whether a collective goes straight from the input to the result, through windows."""
-        return algorithm == "shared" or (algorithm == "auto" and self.size > 1 and nbytes >= 8192
+        return algorithm == "shared" or (algorithm == "auto" and self.size > 1
+                                         and array.nbytes >= 8192 and not on_gpu(array)
                                          and self.shares_memory())
 
     def reduce(self, array, root=0, op="sum", algorithm="auto", async_op=False):
@@ -142,8 +144,8 @@ class Collectives:
         """
         source = read(array)
         mean, flat = _is_mean(op, source.dtype), _flat(source)
-        result = _result(out, self._block(flat).shape, flat.dtype)
-        straight = self._by_windows(algorithm, source.nbytes)
+        result = _result(out, self._block(flat).shape, flat.dtype, source)
+        straight = self._by_windows(algorithm, source)
         work = None if straight else source.flatten()  # partial results are written there
 
         def finish():
@@ -163,9 +165,9 @@ class Collectives:
         which needs `out`.
         """
         source = read(array)
-        result = _result(out, (self.size, *source.shape), source.dtype)
+        result = _result(out, (self.size, *source.shape), source.dtype, source)
         kind, buffers = "all_gather", result.reshape(-1)
-        if self._by_windows(algorithm, result.nbytes):
+        if self._by_windows(algorithm, result):
             kind, buffers = "all_gather_into", {"input": _flat(source), "output": buffers}
         else:
             result[self.rank] = source
@@ -180,7 +182,7 @@ class Collectives:
         source = read(array)
         if self.rank != root:
             out = None
-        result = _result(out, (self.size, *source.shape), source.dtype)
+        result = _result(out, (self.size, *source.shape), source.dtype, source)
         result[self.rank] = source
         self._run("gather", result.reshape(-1), "sum", algorithm, root)
         return _as_given(array, out, result) if self.rank == root else None
@@ -235,7 +237,7 @@ class Collectives:
         if source.shape[:1] != (self.size,):
             raise ValueError(f"all_to_all: shape {source.shape} does not begin with {self.size}, "
                              f"the number of ranks")
-        result = _result(out, source.shape, source.dtype)
+        result = _result(out, source.shape, source.dtype, source)
         return self._with_result(
             _as_given(array, out, result), out, async_op, None, "all_to_all",
             {"input": _flat(source), "output": result.reshape(-1)}, algorithm=algorithm)
@@ -254,7 +256,7 @@ class Collectives:
                              f"ranks for an array of shape {source.shape}")
         table = self.all_gather(np.array(counts, np.int64))
         arriving, width = table[:, self.rank].tolist(), math.prod(source.shape[1:])
-        result = np.empty((sum(arriving), *source.shape[1:]), source.dtype)
+        result = np.empty((sum(arriving), *source.shape[1:]), source.dtype, like=source)
         elements = tuple(tuple(int(k) * width for k in row) for row in table)
         self._run("all_to_all", {"input": _flat(source), "output": result.reshape(-1)},
                   algorithm=algorithm, counts=elements)
@@ -298,6 +300,7 @@ class Collectives:
 
     def broadcast_arrays(self, arrays, root=0):
         """Rank `root`'s {name: array} on every rank; what the others give is not read."""
+        arrays = {name: host(a) for name, a in arrays.items()}
         forms = {name: (a.shape, a.dtype) for name, a in arrays.items()}
         forms = self.broadcast_object(forms, root)
         out = {}

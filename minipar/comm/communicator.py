@@ -5,94 +5,26 @@ import math
 
 import numpy as np
 
-from ..context import current
-from ..futures import Future
+from ..device import assign, host, on_gpu
 from .choosing import Choosing
 from .collectives import Collectives, read, written
+from .device_plans import DevicePlans
 from .engine import Engine, chosen_progress
 from .kinds import KINDS
 from .mpi_plan import LIBRARY, LibraryPlan
+from .nccl import NCCL
 from .plan import Plan
 from .program import CHANNELS
 from .reduction import OPS
+from .staging import Synchronised
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
+from .work import Single, Work
 
 _TURNS = 256  # plans of single collectives take their tags in turn; kept plans have their own
 
 
-class Work:
-    """A started operation: `test()`, `wait()`. Returned for async_op=True and by isend, irecv."""
-
-    __slots__ = ("_plan", "_finish", "done", "result")
-
-    def __init__(self, plan, finish):
-        self._plan, self._finish, self.done, self.result = plan, finish, False, None
-
-    def test(self):
-        """Whether the operation is complete; makes progress, never blocks."""
-        if not self.done and self._plan.test():
-            self.done = True
-            self._finish()
-        return self.done
-
-    def wait(self):
-        """Block until the operation is complete."""
-        self._plan.wait()
-        self.test()
-
-    def get_future(self):
-        """The Future of [the collective's result], a list as in PyTorch."""
-        return Future.after(self, lambda: [self.result])
-
-
-class _Single:
-    """One message with the interface of a plan.
-
-    traffic: (whether it is a send, peer, bytes, tag).
-    """
-
-    def __init__(self, array, traffic, transport, engine):
-        self._sends, self._peer, _, tag = traffic
-        make = transport.send_init if self._sends else transport.recv_init
-        self._messages, self._transport, self._engine = (
-            [make(array, self._peer, tag)], transport, engine)
-        recorder = current().recorder
-        self._flight, self._traffic = recorder and recorder.flight(transport), traffic
-        engine.bytes_sent += array.nbytes if self._sends else 0
-        engine.start(self)
-
-    def begin(self):
-        if self._flight is not None:
-            self._flight.departs([self._traffic])
-        self._transport.start(self._messages)
-        return self.step()
-
-    def step(self):
-        if not self._transport.test(self._messages):
-            return False
-        if self._flight is not None:
-            self._flight.landed()
-        return True
-
-    def test(self):
-        return self._engine.test(self)
-
-    def wait(self):
-        self._engine.wait(self)
-
-    @property
-    def name(self):
-        return f"{'send to' if self._sends else 'receive from'} rank {self._peer}"
-
-    def waits_for(self):
-        return 0, (self._transport.in_world(self._peer),)
-
-    def free(self):
-        self._transport.free(self._messages)
-
-
-class Communicator(Collectives, Choosing):
+class Communicator(Collectives, Choosing, DevicePlans):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
     rank:     this rank's number, 0 <= rank < size.
@@ -165,9 +97,8 @@ class Communicator(Collectives, Choosing):
         if not all(array.flags.c_contiguous for array in arrays.values()):
             raise ValueError("a plan needs a contiguous array")
         slot = _TURNS + self._plans % (self._message_tags // CHANNELS - _TURNS)
-        plan = self._compile(kind, arrays, slot, op, algorithm, root, counts)
         self._plans += 1
-        return plan
+        return self._compile(kind, arrays, slot, op, algorithm, root, counts)
 
     def _compile(self, kind, arrays, slot, op, algorithm, root, counts):
         if op not in OPS:
@@ -179,10 +110,18 @@ class Communicator(Collectives, Choosing):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
+        transport, device = self.transport, on_gpu(next(iter(arrays.values())))
+        if device and self.size > 1 and self._stages(algorithm):
+            return self._staged(kind, arrays, slot, slot >= _TURNS, op, algorithm, root,
+                                counts)
+        transport = Synchronised(transport) if device else transport
         program = self.choose(kind, nbytes, algorithm,
-                              lambda: self._is_shared(kind, arrays, slot < _TURNS))
+                              lambda: None if device else
+                              self._is_shared(kind, arrays, slot < _TURNS))
+        if program is NCCL:
+            return self._by_nccl(kind, arrays, op, root)
         if program is LIBRARY:
-            plan = LibraryPlan(kind, arrays, self.transport, self.engine, op, root, counts)
+            plan = LibraryPlan(kind, arrays, transport, self.engine, op, root, counts)
             self._held.append(plan)
             return plan
         options = {"root": root, "counts": counts,
@@ -193,14 +132,17 @@ class Communicator(Collectives, Choosing):
             if trace.buffers.get(name) != array.size:
                 raise ValueError(f"{kind} has no buffer {name} of {array.size} elements: its "
                                  f"buffers are {trace.buffers}")
+        if device and any(o.codec is not None for ops in trace.rounds for o in ops):
+            return self._staged(kind, arrays, slot, slot >= _TURNS, op, algorithm, root,
+                                counts)
         if trace.one_sided and slot < _TURNS:  # of a single collective
             return self._reuse(program, trace, arrays, op, root)
-        return self._make(program, trace, arrays, op, slot)
+        return self._make(program, trace, arrays, op, slot, transport)
 
-    def _make(self, program, trace, arrays, op, slot):
+    def _make(self, program, trace, arrays, op, slot, transport=None):
         shared = self._share(trace, arrays, program) if trace.one_sided else {}
-        plan = Plan(trace, arrays, self.transport, self.engine, op, slot * CHANNELS, CHANNELS,
-                    f"{program.kind.name} {program.name}", **shared)
+        plan = Plan(trace, arrays, transport or self.transport, self.engine, op, slot * CHANNELS,
+                    CHANNELS, f"{program.kind.name} {program.name}", **shared)
         self._held.append(plan)
         return plan
 
@@ -209,7 +151,7 @@ class Communicator(Collectives, Choosing):
         length, which take turns. Whatever is decided here, every rank decides alike.
         """
         key = program, op, root, *(
-            (name, array.size, array.dtype,
+            (name, array.size, array.dtype, on_gpu(array),
              None if name in program.kind.own else self._arena.find(array))
             for name, array in arrays.items())
         plans, calls = self._reused.setdefault(key, ([], [0]))
@@ -286,15 +228,16 @@ class Communicator(Collectives, Choosing):
         if not self.shares_memory():
             raise ValueError(f"{program.name} reads and writes memory of its peers, which these "
                              f"{self.size} ranks do not share")
-        itemsize = next(iter(arrays.values())).itemsize
+        first = next(iter(arrays.values()))
+        arena, fence = self._mapped() if on_gpu(first) else (self._arena, Fence)
         lengths = {name: k for name, k in trace.buffers.items() if name not in program.kind.own}
         # They differ where blocks are uneven. By messages: windows cannot be asked for here.
         longest = self.all_gather(np.array([*lengths.values()], np.int64), "bruck").max(0)
         places = {}
         for name, length in zip(lengths, longest.tolist()):
-            found = self._arena.find(arrays[name]) if name in arrays else None
-            places[name] = found or self._arena.take(length * itemsize)
-        return {"places": places, "fence": Fence(*self._arena.take(LINE)),
+            found = arena.find(arrays[name]) if name in arrays else None
+            places[name] = found or arena.take(length * first.itemsize)
+        return {"places": places, "fence": fence(*self._arena.take(LINE)),
                 "kept": program.kind.kept}
 
     def free(self, plan):
@@ -336,7 +279,7 @@ class Communicator(Collectives, Choosing):
         if not 0 <= tag < limit:
             raise ValueError(f"tag {tag} is not in [0, {limit})")
         traffic = sends, peer, array.nbytes, self._message_tags + tag
-        single = _Single(array, traffic, self.transport, self.engine)
+        single = Single(array, traffic, self.transport, self.engine)
         self._held.append(single)
 
         def done():
@@ -347,13 +290,14 @@ class Communicator(Collectives, Choosing):
 
     def isend(self, array, dest, tag=0):
         """Start sending `array` to rank `dest`; it must not change until the Work is done."""
-        return self._message(True, np.ascontiguousarray(read(array)), dest, tag)
+        return self._message(True, np.ascontiguousarray(host(read(array))), dest, tag)
 
     def irecv(self, array, source, tag=0):
         """Start receiving from rank `source` into `array` (same number of bytes as sent)."""
         target = written(array)
-        buffer = target if target.flags.c_contiguous else np.empty_like(target, order="C")
-        finish = None if buffer is target else lambda: np.copyto(target, buffer)
+        buffer = (target if target.flags.c_contiguous and not on_gpu(target) else
+                  np.empty(target.shape, target.dtype))
+        finish = None if buffer is target else lambda: assign(target, buffer)
         return self._message(False, buffer, source, tag, finish)
 
     def send(self, array, dest, tag=0):
@@ -390,4 +334,5 @@ class Communicator(Collectives, Choosing):
         for plan in self._held:
             plan.free()
         self._held = []
+        self._close_device()
         self.transport.close()

@@ -6,6 +6,8 @@ view, one, other): view = function(one, other), or a copy of `one` if function i
 
 import numpy as np
 
+from .window import address_of
+
 
 def merge(rounds, ops):
     """(rounds, their operations): local rounds joined with those that follow them."""
@@ -33,4 +35,4 @@ def _fused(work):
 
 def place_of(view):
     """(address, elements) of a contiguous array: equal for two of the same memory."""
-    return view.__array_interface__["data"][0], view.size
+    return address_of(view), view.size

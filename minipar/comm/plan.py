@@ -33,8 +33,9 @@ class Plan:
 
     def __init__(self, trace, arrays, transport, engine, op="sum", tag=0, span=1, name="plan",
                  places=None, fence=None, kept=()):
-        dtype = next(iter(arrays.values())).dtype
-        self._transport, self._engine, self._op = transport, engine, reducer(op, dtype)
+        first = next(iter(arrays.values()))
+        dtype = first.dtype
+        self._transport, self._engine, self._op = transport, engine, reducer(op, dtype, first)
         self._tag, self._span = tag, span
         self.nbytes = max(a.nbytes for a in arrays.values())
         self._places, self._fence, self._fencing = places or {}, fence, False
@@ -45,8 +46,9 @@ class Plan:
             op.codec.check(dtype)
         landing = max((sum(len(o.chunk) for o in ops if o.kind == "recv_reduce")
                        for ops in trace.rounds), default=0)
-        self._landing = np.empty(landing, dtype)
-        self._wire = np.empty(max(map(self._encoded, trace.rounds), default=0), np.uint8)
+        self._landing = np.empty(landing, dtype, like=first)
+        wire = max(map(self._encoded, trace.rounds), default=0)
+        self._wire = np.empty(wire, np.uint8, like=first)
         self._rounds, self._trace = [], trace
         self._compile()
         self._stage(arrays)
@@ -63,7 +65,9 @@ class Plan:
         if name in self._places:
             window, offset = self._places[name]
             return window.view(window.rank, offset, length, dtype)
-        return arrays[name] if name in arrays else np.empty(length, dtype)
+        if name in arrays:
+            return arrays[name]
+        return np.empty(length, dtype, like=next(iter(arrays.values())))
 
     def bind(self, arrays):
         """Take other arrays of the same lengths: for a plan that works in shared memory."""

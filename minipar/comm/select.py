@@ -8,6 +8,7 @@ import difflib
 
 from . import algorithms  # noqa: F401  (registers them)
 from .mpi_plan import LIBRARY
+from .nccl import KINDS, NCCL
 from .program import ALGORITHMS, Program
 from .table_file import shipped
 
@@ -38,7 +39,8 @@ class Table:
 
 
 def select(kind, size, nbytes, algorithm="auto", table=None, shared=lambda: None, node=None):
-    """The Program for a collective of `nbytes` on `size` ranks; LIBRARY for "mpi".
+    """The Program for a collective of `nbytes` on `size` ranks; LIBRARY for "mpi", NCCL for
+    "nccl".
 
     algorithm: "auto" (the table's choice), a registered name, "mpi", or a Program. table, shared,
     node: what "auto" picks by, as in Table.find; the table that comes with minipar if None. Raises
@@ -54,8 +56,8 @@ def select(kind, size, nbytes, algorithm="auto", table=None, shared=lambda: None
                              f"ranks: name an algorithm, {', '.join(names(kind)[1:])}")
         if entry is not None:
             algorithm, source = entry.algorithm, f"{entry.source}: "
-    if algorithm == LIBRARY.name:
-        return LIBRARY
+    if algorithm in (LIBRARY.name, NCCL.name):
+        return LIBRARY if algorithm == LIBRARY.name else NCCL
     program = algorithm if isinstance(algorithm, Program) else _named(kind, algorithm)
     if program.kind.name != kind:
         raise ValueError(f"{program.name} is a program for {program.kind.name}, not for {kind}")
@@ -66,7 +68,7 @@ def select(kind, size, nbytes, algorithm="auto", table=None, shared=lambda: None
 
 def names(kind):
     """What `algorithm` may be for a kind, besides a Program of one's own."""
-    return ["auto", *sorted(ALGORITHMS.get(kind, ())), LIBRARY.name]
+    return ["auto", *sorted(ALGORITHMS.get(kind, ())), LIBRARY.name, *[NCCL.name] * (kind in KINDS)]
 
 
 def _named(kind, name):

@@ -32,6 +32,12 @@ class Topology(NamedTuple):
         return None
 
 
+def rank_on_host(comm):
+    """This rank's number among those of its host. Called by all ranks."""
+    names = host_names(comm)
+    return names[:comm.rank].count(names[comm.rank])
+
+
 def host_names(comm):
     """A name for every rank's host, equal for ranks of one. Called by all ranks of `comm`."""
     name = socket.gethostname().encode()

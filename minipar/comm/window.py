@@ -15,7 +15,14 @@ import os
 
 import numpy as np
 
+from ..device import on_gpu
+
 LINE = 64  # bytes of a cache line; every region starts on one
+
+
+def address_of(array):
+    """Where the elements of an array begin, in the memory of the host or of a GPU."""
+    return array.data.ptr if on_gpu(array) else array.__array_interface__["data"][0]
 
 
 class Window:
@@ -27,7 +34,7 @@ class Window:
     def __init__(self, segments, rank):
         self.segments, self.rank = segments, rank
         mine = segments[rank]
-        self.base, self.nbytes = mine.__array_interface__["data"][0], mine.nbytes
+        self.base, self.nbytes = address_of(mine), mine.nbytes
 
     def view(self, rank, offset, count, dtype):
         """`count` elements of `dtype` at `offset` bytes of rank `rank`'s segment."""
@@ -82,9 +89,14 @@ class Arena:
         offset, self._next = self._next, self._next + nbytes
         return self._windows[-1], offset
 
+    def close(self):
+        """Close the windows that hold something of other ranks."""
+        for window in self._windows:
+            window.close()
+
     def find(self, array):
         """(window, offset) of an array whose memory lies in a window, or None."""
-        address = array.__array_interface__["data"][0]
+        address = address_of(array)
         for window in self._windows:
             if window.base <= address and address + array.nbytes <= window.base + window.nbytes:
                 return window, address - window.base

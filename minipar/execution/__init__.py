@@ -1,9 +1,10 @@
 """Finds, builds and launches the kernels of kernels/: one source, three executions.
 
     softmax = Kernel("softmax.cu", "softmax_forward", rows="rows", width="n")
-    run = softmax.build(x.dtype)             # None where the NumPy reference has to do
+    run = softmax.build(x)                   # None where the array functions have to do
     run(x, y, rows, n)
 
+Arrays on a GPU are for its compiler and its blocks (gpu.py). For those on the CPU there are two:
 `compiled` (compiled.py): the file is built for this CPU, once per dtype, when a kernel of it is
 first needed. `emulated` (emulated.py): every CUDA thread is run, slowly, and what would go wrong
 on a GPU is reported.
@@ -31,20 +32,27 @@ class Kernel:
         self.file, self.name, self._built = file, name, {}
         self.rows, self.width, self.elements = rows, width, elements
 
-    def build(self, dtype):
-        """A callable with the kernel's parameters, for numbers of `dtype`; None for the reference.
+    def build(self, like, dtype=None):
+        """A callable with the kernel's parameters, for arrays where `like` is, with numbers of its
+        dtype, or of `dtype`; (or for NumPy arrays of a dtype); None for the reference.
 
-        Arguments are NumPy arrays for pointers, numbers for the rest. The callable raises
-        TypeError or ValueError, naming kernel and parameter, for an array that does not fit;
-        emulated, EmulationError for what would go wrong on a GPU.
+        Arguments are arrays for pointers, numbers for the rest. The callable raises TypeError or
+        ValueError, naming kernel and parameter, for an array that does not fit; emulated,
+        EmulationError for what would go wrong on a GPU.
         """
         execution = current().kernels
         if execution == "reference":
             return None
+        if like.__class__ is np.ndarray:
+            dtype = like.dtype if dtype is None else dtype
+        elif hasattr(like, "__cuda_array_interface__"):
+            dtype, execution = like.dtype if dtype is None else dtype, "gpu"
+        else:
+            dtype = np.dtype(like)
         try:
             return self._built[execution, dtype]
         except KeyError:
-            run = self._built[execution, dtype] = self._find(execution, np.dtype(dtype))
+            run = self._built[execution, dtype] = self._find(execution, dtype)
             return run
 
     def _find(self, execution, dtype):
@@ -75,7 +83,9 @@ def _open(file, real, execution):
     named = executions(source.read_text(encoding="utf-8"))
     if execution not in named:
         raise BuildError(f"{file} has no {execution} execution, only {', '.join(named)}")
-    if execution == "emulated":
+    if execution == "gpu":
+        from .gpu import Library
+    elif execution == "emulated":
         from .emulated import Library
     else:
         from .compiled import Library

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .blocks import Limits
 from .build import NATIVE, build, run_compiler
 from .findings import CALLERS, Describer, Finding, Lines
 from .memory import Memory
@@ -25,9 +26,9 @@ from .source import (ACCUMULATE, SCALARS, BuildError, EmulationError, element, k
 FLAGS = ("-std=c++17", "-Og", "-gdwarf-4", "-march=native", "-ffp-contract=off", "-fno-math-errno",
          "-fno-exceptions", "-fvisibility=hidden", "-fPIC", "-U_FORTIFY_SOURCE", "-w")
 
-THREADS, MAX_THREADS, WARP = 128, 1024, 32
-MAX_BLOCKS = 6  # of a launch by an operation: loops over rows and elements take several steps
-MAX_WIDTH = 256
+MAX_THREADS = 1024
+# Of a launch by an operation: loops over rows and elements take several steps.
+LIMITS = Limits(threads=128, width=256, blocks=6)
 
 
 class Report(NamedTuple):
@@ -70,7 +71,7 @@ class Library:
 
         def run(*arguments):
             values = dict(zip(names, arguments, strict=True))
-            self.launch(kernel.name, arguments, *_shape(
+            self.launch(kernel.name, arguments, *LIMITS.shape(
                 *(values.get(p) for p in (kernel.rows, kernel.width, kernel.elements))))
         run.__name__ = kernel.name
         return run
@@ -142,15 +143,6 @@ def _three(size):
 
 def _times(size):
     return " x ".join(map(str, size[:max(1, 3 - (size[2] == 1) - (size[1] == size[2] == 1))]))
-
-
-def _shape(rows, width, elements):
-    """(grid, block) of a launch with this many rows, elements in a row, or elements in all."""
-    if elements is not None:
-        block = min(THREADS, -(-max(1, elements) // WARP) * WARP)
-        return max(1, min(MAX_BLOCKS, -(-elements // block))), block
-    block = THREADS if width is None else min(MAX_WIDTH, -(-max(1, width) // WARP) * WARP)
-    return 1 if rows is None else max(1, min(MAX_BLOCKS, rows)), block
 
 
 def _check_array(name, parameter, array, real):

@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import nn
 from ..context import current, no_grad
+from ..device import beside, host
 from ..nn import functional as F
 from ..tensor import Tensor
 
@@ -136,7 +137,8 @@ class GPT(nn.Module):
         t = index.shape[1]
         if t > self.config.block_size:
             raise ValueError(f"gpt: {t} tokens do not fit a block of {self.config.block_size}")
-        x = self.transformer.wte(index) + self.transformer.wpe(Tensor(np.arange(t)))
+        position = Tensor(np.arange(t, like=index.array))
+        x = self.transformer.wte(index) + self.transformer.wpe(position)
         return self.transformer.drop(x)
 
     def forward(self, index):
@@ -161,9 +163,8 @@ class GPT(nn.Module):
         with no_grad():
             for _ in range(max_new_tokens):
                 logits = self(Tensor(tokens[:, -self.config.block_size:])).array[:, -1]
-                tokens = np.concatenate(
-                    [tokens, _sample(logits.astype(np.float64), temperature, top_k, generator)],
-                    axis=1)
+                drawn = _sample(host(logits).astype(np.float64), temperature, top_k, generator)
+                tokens = np.concatenate([tokens, beside(tokens, drawn)], axis=1)
         self.train(mode)
         return Tensor(tokens)
 

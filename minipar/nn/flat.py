@@ -7,11 +7,13 @@ whoever comes later finds them so.
 
 import numpy as np
 
+from ..device import assign, on_gpu
+
 ALIGN = 64  # bytes: a cache line, and the widest vector
 
 
 class FlatParameters:
-    """Parameters of one dtype, one after another.
+    """Parameters of one dtype and device, one after another.
 
     data, grad: 1-D arrays of equal length; parameter i has elements [starts[i], stops[i]).
     Each start is aligned; the few elements in between are 0 in both and stay 0.
@@ -35,8 +37,8 @@ class FlatParameters:
             at = up(at + p.numel())
         at = -(-at // (step * parts)) * step * parts
         head = up(len(self.parameters))
-        self.data = aligned_zeros(at, dtype)
-        self.reduced = aligned_zeros(head + at, dtype)
+        self.data = aligned_zeros(at, dtype, self.parameters[0].array)
+        self.reduced = aligned_zeros(head + at, dtype, self.parameters[0].array)
         self.used, self.grad = self.reduced[:len(self.parameters)], self.reduced[head:]
         self.head = head
         self.index = {}
@@ -48,7 +50,7 @@ class FlatParameters:
         """Move one parameter and its gradient here."""
         part = slice(self.starts[i], self.stops[i])
         view = self.data[part].reshape(p.shape)
-        view[...] = p.array
+        assign(view, p.array)
         p.array = view
         p.storage.owner = self
         p.sink.place(self.grad[part].reshape(p.shape))
@@ -56,7 +58,7 @@ class FlatParameters:
 
     def move_gradients(self, reduced):
         """Have the gradients and used flags in `reduced`, 1-D and as long as the one there is."""
-        reduced[...] = self.reduced
+        assign(reduced, self.reduced)
         self.reduced = reduced
         self.used, self.grad = reduced[:len(self.parameters)], reduced[self.head:]
         for i, p in enumerate(self.parameters):
@@ -73,15 +75,18 @@ class FlatParameters:
         return array[start:stop].reshape(parameter.shape)
 
 
-def aligned_zeros(n, dtype):
-    """n zeros, the first of them at an aligned address."""
+def aligned_zeros(n, dtype, like=None):
+    """n zeros, the first of them at an aligned address; where the array `like` is, if given."""
+    if like is not None and on_gpu(like):  # which aligns all it has to wider boundaries
+        return np.zeros(n, dtype, like=like)
     raw = np.zeros(n * dtype.itemsize + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
     return raw[start:start + n * dtype.itemsize].view(dtype)
 
 
 def flatten(parameters):
-    """The FlatParameters that hold `parameters`, made (one per dtype) for those in none yet.
+    """The FlatParameters that hold `parameters`, made (one per dtype and device) for those in none
+    yet.
 
     Raises ValueError for two parameters on one memory: only one could move. (A tied parameter is
     one Parameter under two names.)
@@ -95,7 +100,7 @@ def flatten(parameters):
                 raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")
             storages.add(p.storage)
             p.materialize()
-            loose.setdefault(p.array.dtype, []).append(p)
+            loose.setdefault((p.array.dtype, p.device), []).append(p)
         elif id(p) not in flat.index:
             raise ValueError(f"a parameter of shape {p.shape} shares its memory with another")
     for group in loose.values():

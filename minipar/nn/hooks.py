@@ -6,6 +6,7 @@ A part of `Module` (module.py). A module that never had a hook pays one test of 
 import numpy as np
 
 from ..context import current
+from ..device import as_array
 from ..hooks import RemovableHandle, fitting
 from ..tensor import Tensor, record
 
@@ -141,7 +142,7 @@ def _gate(values, function):
                 waiting.discard(i)
                 return (g,)
             nodes[i].grad = g
-            found = [np.asarray(nodes[j].grad) if j in nodes and nodes[j].grad is not None
+            found = [as_array(nodes[j].grad) if j in nodes and nodes[j].grad is not None
                      else None for j in range(len(values))]
             nodes[i].grad = None
             given = function(found)

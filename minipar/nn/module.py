@@ -4,8 +4,6 @@ import weakref
 from contextlib import nullcontext
 from typing import NamedTuple
 
-import numpy as np
-
 from ..context import current, no_grad
 from ..dtypes import array_of
 from ..tensor import Tensor

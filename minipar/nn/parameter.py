@@ -8,10 +8,9 @@ ones, and a model that is cut before it is materialised is never whole anywhere.
 
 import weakref
 
-import numpy as np
-
 from .. import dtypes, random
 from ..context import current
+from ..device import CPU, device_of, empty, place_of, put
 from ..tensor import Storage, Tensor
 from ..sinks import Sink
 
@@ -26,13 +25,13 @@ class Parameter(Tensor):
     counted:   whether this rank counts it in norms; False where another rank does.
     """
 
-    __slots__ = ("_shape", "_dtype", "_seed", "initializer", "_module", "_key", "name",
+    __slots__ = ("_shape", "_dtype", "_device", "_seed", "initializer", "_module", "_key", "name",
                  "placement", "counted")
 
     def __init__(self, data, requires_grad=True):
         if not isinstance(data, Tensor):
             raise TypeError(f"a Parameter is made from a tensor, not {type(data).__name__}")
-        self._setup(data.array.shape, data.array.dtype, None)
+        self._setup(data.array.shape, data.array.dtype, None, data.device)
         super().__init__(data.array, storage=data.storage)
         self.requires_grad_(requires_grad)
 
@@ -45,8 +44,9 @@ class Parameter(Tensor):
         self.storage, self.requires_grad, self.node, self._sink = Storage(), True, None, None
         return self
 
-    def _setup(self, shape, dtype, initializer):
+    def _setup(self, shape, dtype, initializer, device=CPU):
         self._shape, self._dtype, self.initializer = shape, dtype, initializer
+        self._device = device
         self._seed = current().seed
         self._module, self._key, self.name = None, None, None
         self.placement, self.counted = None, True
@@ -56,11 +56,12 @@ class Parameter(Tensor):
     ndim = property(lambda self: len(self._shape))
     dtype = property(lambda self: dtypes.dtype(self._dtype))
     nbytes = property(lambda self: self.numel() * self._dtype.itemsize)
+    device = property(lambda self: self._device)
 
     @property
     def sink(self):
         if self._sink is None:
-            self._sink = Sink(self._shape, self._dtype)
+            self._sink = Sink(self._shape, self._dtype, device=place_of(self._device))
         return self._sink
 
     @property
@@ -87,7 +88,7 @@ class Parameter(Tensor):
             values = self.initializer(self.generator(), self.whole_shape)
             if self.placement is not None:
                 values = self.placement.take(values)
-            self.array = values.astype(self._dtype, copy=False)
+            self.array = put(values.astype(self._dtype, copy=False), self._device)
 
     def _check_here(self):
         if self.storage.owner is not None:
@@ -110,25 +111,33 @@ class Parameter(Tensor):
         """Memory without values, for who is about to write them all; nothing if there is some."""
         if not self.is_materialized:
             self._check_here()
-            self.array = np.empty(self._shape, self._dtype)
+            self.array = empty(self._shape, self._dtype, place_of(self._device))
 
-    def check_convertible(self, dtype):
-        """Raise RuntimeError if the parameter cannot become one of another DType."""
-        if dtype is not self.dtype and self.storage.owner is not None:
+    def _stays(self, dtype, device):
+        """Whether it has that DType already and is on that device; None stands for its own."""
+        return dtype in (None, self.dtype) and device in (None, self._device)
+
+    def check_convertible(self, dtype, device=None):
+        """Raise RuntimeError if the parameter cannot become one of another DType or device."""
+        if not self._stays(dtype, device) and self.storage.owner is not None:
+            target = dtype.name if dtype not in (None, self.dtype) else device
             raise RuntimeError(f"{self.qualified_name() or 'a parameter'} lies in flat memory, "
                                f"which an optimizer or data parallelism holds: convert it to "
-                               f"{dtype.name} before making them")
+                               f"{target} before making them")
 
-    def convert(self, dtype):
-        """Become a parameter of a floating DType, with its gradient; stay without memory if so."""
-        if dtype is self.dtype:
+    def convert(self, dtype, device=None):
+        """Become a parameter of a floating DType and on a device, with its gradient; stay without
+        memory if so.
+        """
+        if self._stays(dtype, device):
             return
-        self._dtype = dtype.storage
+        self._dtype = self._dtype if dtype is None else dtype.storage
+        self._device = device or self._device
         if self.is_materialized:
-            self.array = self.array.astype(self._dtype)
+            self.array = put(self.array.astype(self._dtype, copy=False), self._device)
             self.storage.version += 1  # a graph that saved it cannot go back
         if self._sink is not None:
-            self._sink.convert(self._dtype)
+            self._sink.convert(self._dtype, self._device)
 
     def generator(self):
         """The generator of this parameter's initial values: a function of seed and name."""
@@ -175,7 +184,7 @@ class Parameter(Tensor):
 def _remake(cls, array, shape, dtype, requires_grad, initializer, seed, name, placement, counted):
     parameter = cls.lazy(*shape, initializer=initializer, dtype=dtype)
     if array is not None:
-        parameter.array = array
+        parameter.array, parameter._device = array, device_of(array)
     parameter.requires_grad, parameter._seed, parameter.name = requires_grad, seed, name
     parameter.placement, parameter.counted = placement, counted
     return parameter

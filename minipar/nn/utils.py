@@ -31,7 +31,8 @@ def clip_grad_norm_(parameters, max_norm, norm_type=2.0, error_if_nonfinite=Fals
     if not norm_type > 0:
         raise ValueError(f"norm_type = {norm_type} is not > 0")
     if norm_type == math.inf:
-        total = float(np.max([np.abs(s.buffer).max(initial=0) for s in sinks], initial=0.0))
+        total = float(np.max([float(np.abs(s.buffer).max()) for s in sinks if s.buffer.size],
+                             initial=0.0))
     else:
         power = sum_of_squares if norm_type == 2 else lambda g: _powers(g, norm_type)
         total = sum(power(s.buffer) for s in sinks) ** (1 / norm_type)
@@ -56,12 +57,12 @@ def _powers(gradient, order):
 @np.errstate(all="ignore")
 def sum_of_squares(x):
     """The sum of the squares of an array of any shape, in float64, as a Python float."""
-    run = _SQUARES.build(x.dtype) if x.flags.c_contiguous else None
+    run = _SQUARES.build(x) if x.flags.c_contiguous else None
     if run is None:
         return _powers(x, 2)
-    partial = np.empty(-(-x.size // _ROW))
+    partial = np.empty(-(-x.size // _ROW), like=x)
     run(x, partial, len(partial), x.size)
-    return float(np.add.reduce(partial))
+    return float(partial.sum())
 
 
 def clip_grad_value_(parameters, clip_value):

@@ -14,7 +14,7 @@ from .compare import (eq, ge, gt, isfinite, isinf, isnan, le, logical_and, logic
                       lt, ne)
 from .conv import conv1d, conv2d, conv_transpose2d  # noqa: F401
 from .creation import (arange, as_tensor, empty, empty_like, eye, full, full_like, linspace, ones,
-                       ones_like, zeros, zeros_like)
+                       ones_like, tensor, zeros, zeros_like)
 from .dropout import dropout  # noqa: F401
 from .einsum import einsum
 from .elementwise import add, div, floor_divide, mul, neg, pow, remainder, sub
@@ -49,5 +49,6 @@ __all__ = [
     "ne", "neg", "norm", "ones", "ones_like", "permute", "pow", "prod", "rand", "rand_like",
     "randint", "randn", "randn_like", "randperm", "reciprocal", "relu", "remainder", "reshape",
     "roll", "round", "rsqrt", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt",
-    "square", "squeeze", "stack", "std", "sub", "sum", "t", "take_along_dim", "tanh", "topk",
-    "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros", "zeros_like"]
+    "square", "squeeze", "stack", "std", "sub", "sum", "t", "take_along_dim", "tanh", "tensor",
+    "topk", "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros",
+    "zeros_like"]

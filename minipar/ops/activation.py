@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from ..context import current
+from ..device import as_array
 from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
@@ -46,14 +47,14 @@ def leaky_relu(x, negative_slope=0.01):
     """x where x > 0, else negative_slope * x. Raises TypeError unless x is of a floating type."""
     _floating_only("leaky_relu", x)
     a = x.array
-    out = np.asarray(a * negative_slope)
+    out = as_array(a * negative_slope)
     np.copyto(out, a, where=a > 0)
     # Unless the slope turns it over, the output is positive where the input is.
     from_output = negative_slope >= 0
     source = out if from_output else a
 
     def backward(g):
-        gx = np.asarray(g * negative_slope)
+        gx = as_array(g * negative_slope)
         np.copyto(gx, g, where=source > 0)
         return (gx,)
     return record(out, (x,), backward, () if from_output else (x,), saves_output=from_output)
@@ -67,7 +68,7 @@ def sigmoid(x):
     if out is None and x.array.itemsize == 2:
         return in_float32(sigmoid, x)
     if out is None:
-        out = np.asarray(np.negative(x.array, dtype=floating(x.array).dtype))
+        out = as_array(np.negative(x.array, dtype=floating(x.array).dtype))
         np.exp(out, out=out)
         out += 1
         np.divide(1, out, out=out)
@@ -76,7 +77,7 @@ def sigmoid(x):
         gx = gradient_by_kernel(_KERNELS["sigmoid_backward"], out, g)
         if gx is not None:
             return (gx,)
-        gx = np.asarray(1 - out)
+        gx = as_array(1 - out)
         gx *= out
         return (np.multiply(gx, g, out=gx),)
     return record(out, (x,), backward, saves_output=True)
@@ -94,9 +95,9 @@ def _value_and_slope(x, kernel, steps):
     """
     a = x.array
     wanted = x.requires_grad and current().grad_enabled
-    run = _KERNELS[f"{kernel}_slope" if wanted else kernel].build(a.dtype)
+    run = _KERNELS[f"{kernel}_slope" if wanted else kernel].build(a)
     if run and a.flags.c_contiguous:
-        out, slope = np.empty(a.shape, a.dtype), np.empty(a.shape, a.dtype) if wanted else None
+        out, slope = np.empty_like(a), np.empty_like(a) if wanted else None
         run(for_kernel(a), *((out, slope) if wanted else (out,)), a.size)
         return out, slope
     if a.itemsize == 2:

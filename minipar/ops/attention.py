@@ -12,24 +12,25 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..device import aligned, as_array, device_of, one_device, put
 from ..dtypes import FLOATING
 from ..execution import Kernel
 from ..tensor import Tensor, record
-from .base import Like, operand, quiet, unbroadcast, wide
+from .base import Like, for_kernel, operand, quiet, unbroadcast, wide
 from .dropout import check_probability, keep_mask
 from .precision import autocasts, in_float32
-from .softmax import ones, row_max
+from .softmax import constant, ones, row_dots, row_max
 
 _FORWARD = Kernel("attention.cu", "attention_forward", rows="rows", width="dim")
 _BACKWARD = Kernel("attention.cu", "attention_backward", rows="rows", width="dim")
 _LONGEST = 128  # DIM of kernels/attention.cu
-_NO_MASK = np.ones(1, bool)
+_NO_MASK = np.dtype(bool)
 
 
 @lru_cache(maxsize=16)
-def _causal(queries, keys, dtype):
+def _causal(queries, keys, dtype, device):
     """(queries, keys): 0 where a key is not after its query, else -inf."""
-    return np.triu(np.full((queries, keys), -np.inf, dtype), 1)
+    return put(np.triu(np.full((queries, keys), -np.inf, dtype), 1), device)
 
 
 @autocasts("low")
@@ -55,7 +56,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         raise ValueError("scaled_dot_product_attention: attn_mask and is_causal exclude each other")
     dtype = q.dtype
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
-    if attn_mask is None and _fits(q, k, v) and (forward := _FORWARD.build(q.dtype)):
+    if attn_mask is None and _fits(q, k, v) and (forward := _FORWARD.build(q)):
         return _tiled(forward, (query, key, value), dropout_p, is_causal, scale, name, piece)
     if q.itemsize == 2:
         if isinstance(attn_mask, Tensor) and attn_mask.dtype is query.dtype:
@@ -67,7 +68,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
 
     p = np.matmul(q * scale, k.swapaxes(-1, -2))
     if is_causal:
-        p += _causal(*p.shape[-2:], p.dtype)
+        p += _causal(*p.shape[-2:], p.dtype, device_of(p))
     elif mask is not None:
         try:
             p += mask
@@ -76,7 +77,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
                              f"broadcast to the scores {p.shape}") from None
     _softmax_rows(p)
     # The scale of the kept ones goes to the output, which is smaller than the probabilities.
-    kept = keep_mask(p.shape, dropout_p, name, piece) if dropout_p else None
+    kept = keep_mask(p.shape, dropout_p, name, piece, p) if dropout_p else None
     upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
     # In the memory order of query: heads cut from one projection are put together without a copy.
     out = np.empty_like(q, shape=(*batch, q.shape[-2], v.shape[-1]))
@@ -85,7 +86,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         out *= upscale
     need_q, need_k, need_v = query.requires_grad, key.requires_grad, value.requires_grad
     need_mask = attn_mask is not None and attn_mask.requires_grad
-    mask_like = Like(mask.shape, mask.dtype) if need_mask else None
+    mask_like = Like(mask.shape, mask.dtype, mask.device) if need_mask else None
 
     def backward(g):
         gq = gk = gv = gm = None
@@ -98,7 +99,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
             ds = np.matmul(g, v.swapaxes(-1, -2))
             if kept is not None:
                 ds *= kept
-            ds -= np.vecdot(ds, p)[..., None]
+            ds -= row_dots(ds, p)[..., None]
             ds *= p
             if need_mask:
                 gm = unbroadcast(ds, mask_like)
@@ -126,22 +127,22 @@ def _tiled(forward, inputs, dropout_p, is_causal, scale, name, piece):
     q, k, v = (_heads(a) for a in arrays)
     batch, heads, queries, dim = q.shape
     keys, value_dim = v.shape[2:]
-    kept, upscale = _NO_MASK, 1.0
+    kept, upscale = constant(1, 1, _NO_MASK, device_of(q)), 1.0
     if dropout_p:
-        kept = keep_mask((*arrays[0].shape[:-1], keys), dropout_p, name, piece)
+        kept = keep_mask((*arrays[0].shape[:-1], keys), dropout_p, name, piece, q)
         upscale = 1 / (1 - float(dropout_p)) if dropout_p < 1 else 0.0
     sizes = (heads, batch * heads * queries, queries, keys, dim, value_dim, bool(is_causal), scale,
              bool(dropout_p), upscale)
     # In the memory order of query: heads cut from one projection are put together without a copy.
     out = _like(q, (batch, heads, queries, value_dim))
-    sums = np.empty((batch, heads, queries), wide(q.dtype))
+    sums = np.empty((batch, heads, queries), wide(q.dtype), like=q)
     forward(*_starts(q, k, v, out), sums, kept, _strides(q, k, v, out), *sizes)
     need = [t.requires_grad for t in inputs]
 
     def backward(g):
         g = _heads(g)
         gradients = [_like(q, q.shape), *(_like(a, a.shape, wide(a.dtype)) for a in (k, v))]
-        _BACKWARD.build(q.dtype)(
+        _BACKWARD.build(q)(
             *_starts(q, k, v, out, g), sums, kept, *_starts(*gradients),
             _strides(q, k, v, out, g, *gradients), *sizes, queries, keys,  # one part, one pass
             need[0] | (need[1] or need[2]) << 1)
@@ -153,15 +154,15 @@ def _tiled(forward, inputs, dropout_p, is_causal, scale, name, piece):
 def _heads(a):
     """`a` as (batch, heads, rows, columns) with rows that lie without gaps; copied if need be."""
     size = a.itemsize
-    if a.strides[-1] != size or [s for s in a.strides if s % size] or not a.flags.aligned:
-        a = np.require(a, requirements=("C", "ALIGNED"))
+    if a.strides[-1] != size or [s for s in a.strides if s % size] or not aligned(a):
+        a = for_kernel(a)
     return a if a.ndim == 4 else a.reshape((1,) * (4 - a.ndim) + a.shape)
 
 
 def _like(a, shape, dtype=None):
     """A new array of `shape` in the memory order of `a`, but with rows that lie without gaps."""
     new = np.empty_like(a, dtype, shape=shape)
-    return new if new.strides[-1] == new.itemsize else np.empty(shape, new.dtype)
+    return new if new.strides[-1] == new.itemsize else np.empty(shape, new.dtype, like=a)
 
 
 def _starts(*arrays):
@@ -171,12 +172,13 @@ def _starts(*arrays):
 
 def _strides(*arrays):
     """The int64 array of the batch, head and row strides of all, counted in elements."""
-    return _strides_of(tuple([(a.strides, a.itemsize) for a in arrays]))
+    return _strides_of(tuple([(a.strides, a.itemsize) for a in arrays]), device_of(arrays[0]))
 
 
 @lru_cache(maxsize=64)
-def _strides_of(arrays):
-    return np.array([s // size for strides, size in arrays for s in strides[:3]], np.int64)
+def _strides_of(arrays, device):
+    counted = [s // size for strides, size in arrays for s in strides[:3]]
+    return put(np.array(counted, np.int64), device)
 
 
 def _check(q, k, v):
@@ -187,6 +189,7 @@ def _check(q, k, v):
     if not q.dtype == k.dtype == v.dtype or q.dtype.kind not in FLOATING:
         raise TypeError(f"scaled_dot_product_attention: one floating type is needed, "
                         f"not {q.dtype}, {k.dtype}, {v.dtype}")
+    one_device("scaled_dot_product_attention", q, k, v)
     if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
         return q.shape[:-2]
     try:
@@ -199,7 +202,7 @@ def _check(q, k, v):
 def _additive(attn_mask, dtype):
     """(array to add to the scores, tensor or None) of a mask."""
     mask, attn_mask = operand(attn_mask)
-    mask = np.asarray(mask)
+    mask = as_array(mask)
     if mask.dtype == bool:
         return np.where(mask, 0, -np.inf).astype(dtype), None
     if mask.dtype not in (dtype, np.float32):
@@ -214,11 +217,11 @@ def _softmax_rows(scores):
         return
     size = scores.shape[-1]
     rows = scores.reshape(-1, size)
-    largest = row_max(rows, np.arange(0, rows.size, size))
+    largest = row_max(rows, np.arange(0, rows.size, size, like=rows))
     np.maximum(largest, np.finfo(rows.dtype).min, out=largest)  # -inf - -inf would be NaN
     rows -= largest[:, None]
     np.exp(rows, out=rows)
-    total = rows @ ones(size, rows.dtype)
+    total = rows @ ones(size, rows)
     total[total == 0] = 1
     rows /= total[:, None]
 

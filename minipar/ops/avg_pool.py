@@ -6,6 +6,7 @@ the next one as it lies.
 
 import numpy as np
 
+from ..device import beside
 from ..execution import Kernel
 from ..tensor import record
 from .base import quiet, wide
@@ -105,14 +106,14 @@ def _average(input, sums, divisor, *windows):
     x = input.array
     dtype = x.dtype
     x = x.astype(wide(dtype), copy=False)
-    kernels = [kernel.build(x.dtype) for kernel in _KERNELS.values()]
+    kernels = [kernel.build(x) for kernel in _KERNELS.values()]
     images = Images(x, [size for size, _ in sums], *windows) if windows else None
     if windows and windows[0] == x.shape[2:] and windows[2] == (0, 0) and x.flags.c_contiguous:
         out, backward = _of_whole_images(x, divisor)
     elif windows and images.fit and kernels[0]:
         out, backward = _gathered(x, images, [size for size, _ in sums], divisor, *kernels)
     else:
-        out, backward = _summed(x, sums, np.asarray(divisor, x.dtype))
+        out, backward = _summed(x, sums, np.asarray(divisor, x.dtype, like=x))
 
     def converted(g):
         return (backward(g.astype(out.dtype, copy=False)).astype(dtype, copy=False),)
@@ -123,12 +124,12 @@ def _average(input, sums, divisor, *windows):
 def _of_whole_images(x, divisor):
     """(result, backward) for one window an image: sums of rows are products with a vector."""
     shape, pixels = x.shape, x.shape[2] * x.shape[3]
-    out = x.reshape(*shape[:2], pixels) @ ones(pixels, x.dtype)
-    divisor = np.asarray(divisor, x.dtype).reshape(())
+    out = x.reshape(*shape[:2], pixels) @ ones(pixels, x)
+    divisor = x.dtype.type(np.asarray(divisor).item())
     out = (out / divisor).reshape(*shape[:2], 1, 1)
 
     def backward(g):
-        gx = np.empty(shape, g.dtype)
+        gx = np.empty(shape, g.dtype, like=g)
         gx[...] = g / divisor
         return gx
     return out, backward
@@ -138,11 +139,12 @@ def _gathered(x, images, size, divisor, forward, gather):
     """(result, backward) by kernels."""
     share, shape = np.empty(size, x.dtype), x.shape[2:]
     share[...] = 1 / np.asarray(divisor, np.float64)
-    out = images.empty(size, x.dtype)
+    share = beside(x, share)
+    out = images.empty(size, x.dtype, x)
     images.run(forward, images.lay(x), share, out, rows=size[0])
 
     def backward(g):
-        gx = images.empty(shape, g.dtype)
+        gx = images.empty(shape, g.dtype, g)
         images.run(gather, images.lay(g), share, gx, rows=shape[0])
         return images.view(gx)
     return images.view(out), backward
@@ -173,7 +175,7 @@ def _sum(x, axis, size, parts):
     out = np.zeros_like(x, shape=shape)
     for to, source in parts:
         part = x[_at(axis, source)]
-        out[_at(axis, to)] += part if isinstance(to, slice) else np.add.reduce(part, axis=axis)
+        out[_at(axis, to)] += part if isinstance(to, slice) else part.sum(axis=axis)
     return out
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..context import current
+from ..device import aligned, as_array, device_of, on_gpu, one_device, put
 from ..dtypes import FLOATING
 from ..sinks import Deferred
 from ..tensor import Tensor
@@ -19,10 +20,13 @@ quiet = np.errstate(all="ignore")
 
 
 class Like(NamedTuple):
-    """Shape and dtype of an array, for a backward that needs no more: the array itself can go."""
+    """Shape, dtype and `.device` of an array, for a backward that needs no more: the array itself
+    can go.
+    """
 
     shape: tuple
     dtype: np.dtype
+    device: object = "cpu"
 
 
 def method(*names):
@@ -35,9 +39,10 @@ def method(*names):
 
 
 def for_kernel(a):
-    """`a` as kernels take it, copied if need be: an ndarray in C order, aligned, not 0-d."""
-    a = np.ascontiguousarray(a)
-    return a if a.flags.aligned else a.copy()
+    """`a` as kernels take it, copied if need be: in C order, aligned."""
+    a = as_array(a)
+    a = np.ascontiguousarray(a, like=a)
+    return a if aligned(a) else a.copy()
 
 
 def by_kernel(kernel, *arrays):
@@ -47,7 +52,7 @@ def by_kernel(kernel, *arrays):
     write = _writer(kernel, arrays)
     if write is None:
         return None
-    out = np.empty(arrays[0].shape, arrays[0].dtype)
+    out = np.empty_like(arrays[0])
     write(out)
     return out
 
@@ -60,7 +65,7 @@ def gradient_by_kernel(kernel, *arrays):
 
 def _writer(kernel, arrays):
     a = arrays[0]
-    run = kernel.build(a.dtype)
+    run = kernel.build(a)
     if run is None or not a.flags.c_contiguous:
         return None
     for b in arrays:
@@ -68,10 +73,10 @@ def _writer(kernel, arrays):
             return None
 
     def write(out):
-        if out.flags.c_contiguous and out.flags.aligned:
+        if out.flags.c_contiguous and aligned(out):
             run(*map(for_kernel, arrays), out, a.size)
         else:  # a sink in memory of another form
-            write(part := np.empty(a.shape, a.dtype))
+            write(part := np.empty_like(a))
             out[...] = part
     return write
 
@@ -85,8 +90,8 @@ def operand(x):
         return x.array, x
     if isinstance(x, (bool, int, float)):
         return float(x) if x.__class__ is np.float64 else x, None  # NumPy's takes part in types
-    if isinstance(x, (np.ndarray, np.generic, list, tuple)):
-        return np.asarray(x), None
+    if isinstance(x, (np.ndarray, np.generic, list, tuple)) or hasattr(x, "dtype"):
+        return as_array(x), None
     raise TypeError(f"a tensor or a number was expected, not {type(x).__name__}")
 
 
@@ -94,9 +99,11 @@ def wanted(tensor):
     """The `Like` of an operand that a gradient is wanted for, else None."""
     if tensor is None or not tensor.requires_grad:
         return None
-    return Like(tensor.array.shape, tensor.array.dtype)
+    a = tensor.array
+    return Like(a.shape, a.dtype, a.device)
 
 
+NUMBERS = (bool, int, float)
 _KINDS = {"b": 0, "i": 1, "u": 1, "f": 2, "V": 2}  # of NumPy's dtypes, from lower to higher
 
 
@@ -107,8 +114,10 @@ def promote(a, b):
     PyTorch keeps the floating type, and takes the default dtype where there is none; a 0-d tensor
     counts only if it is of a higher kind (bool < integer < floating) than the other operand.
     """
-    a_array, b_array = isinstance(a, np.ndarray), isinstance(b, np.ndarray)
+    a_array, b_array = not isinstance(a, NUMBERS), not isinstance(b, NUMBERS)
     if a_array and b_array:
+        if a.__class__ is not b.__class__:
+            a, b = _together(a, b)
         if a.dtype != b.dtype:
             dtype = _common(a, b)
             a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
@@ -126,6 +135,17 @@ def promote(a, b):
 def _beside(array, number):
     """The number as one that leaves the array's type alone: NumPy asks this of its own types."""
     return array.dtype.type(number) if array.dtype.kind == "V" else number
+
+
+def _together(a, b):
+    """Two arrays on one device: a single number on the CPU goes where the other is."""
+    if on_gpu(a) != on_gpu(b):
+        if not a.ndim and on_gpu(b):
+            return put(a, device_of(b)), b
+        if not b.ndim and on_gpu(a):
+            return a, put(b, device_of(a))
+    one_device("operands", a, b)
+    return a, b
 
 
 def _common(a, b):

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import dtypes
 from ..context import current
+from ..device import one_device
 from ..tensor import record
 from .base import quiet, wide
 from .cast import cast_to
@@ -93,6 +94,7 @@ def _check(input, running_mean, running_var, weight, bias, training):
     if training and math.prod(input.shape[:1] + input.shape[2:]) == 1:
         raise ValueError(f"batch_norm: more than 1 value per channel is needed when training, "
                          f"not input {input.shape}")
+    one_device("batch_norm", input.array, *(t.array for t in named.values() if t is not None))
     if not input.dtype.is_floating_point or any(
             t is not None and t.dtype is not input.dtype for t in named.values()):
         types = ", ".join(str(t.dtype) for t in (input, *named.values()) if t is not None)
@@ -108,7 +110,7 @@ def memory_order(x):
 
 def in_order(x, order):
     """x with its axes in `order`, contiguous; 16-bit types become float32."""
-    return np.ascontiguousarray(x.transpose(order), wide(x.dtype))
+    return np.ascontiguousarray(x.transpose(order), wide(x.dtype), like=x)
 
 
 def _matrices(x, order):
@@ -119,7 +121,7 @@ def _matrices(x, order):
     before, channels = math.prod(shape[:channel]), shape[channel]
     length = math.prod(shape[channel + 1:])
     if length == 1:
-        view = rows_of_columns(before, channels, a.dtype)
+        view = rows_of_columns(before, channels, a)
     else:
         view = Matrices(before * channels, length, 1, a.size, channels)
     return a, view, lambda b: b.reshape(shape).transpose(inverse)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from ..tensor import Tensor, record, tensor
-from .base import method, operand, promote, quiet, unbroadcast, wanted
+from ..tensor import Tensor, record
+from .base import NUMBERS, method, operand, promote, quiet, unbroadcast, wanted
+from .creation import tensor
 from .elementwise import _broadcast, keep
 from .precision import arithmetic
 
@@ -26,8 +27,8 @@ def where(condition, input, other):
     a, x = operand(input)
     b, y = operand(other)
     want_x, want_y = wanted(x), wanted(y)
-    if not isinstance(a, np.ndarray) and not isinstance(b, np.ndarray):
-        a = tensor(a).array
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
+        a = tensor(a, device=condition.device).array
     a, b = promote(a, b)
     try:
         out = np.where(chosen, a, b)

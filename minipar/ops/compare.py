@@ -6,6 +6,7 @@ the object, so tensors are keys of dicts and members of sets.
 
 import numpy as np
 
+from ..device import as_array
 from ..dtypes import FLOATING
 from ..tensor import Tensor
 from .base import method, operand, promote, quiet
@@ -24,7 +25,7 @@ def _together(name, x, y, ufunc):
     """ufunc of both operands in their common type, as a tensor."""
     a, b = promote(operand(x)[0], operand(y)[0])
     try:
-        return Tensor(np.asarray(ufunc(a, b)))
+        return Tensor(as_array(ufunc(a, b)))
     except ValueError:
         raise ValueError(f"{name}: shapes {np.shape(a)} and {np.shape(b)} "
                          f"cannot be broadcast together") from None
@@ -70,7 +71,7 @@ def _logical(name, x, y, ufunc):
 
 def _test(name, doc, ufunc):
     def test(x):
-        return Tensor(np.asarray(ufunc(x.array)))
+        return Tensor(as_array(ufunc(x.array)))
     test.__name__ = name
     test.__doc__ = f"True where x {doc}: a bool tensor."
     return method(name)(test)
@@ -85,7 +86,7 @@ isfinite = _test("isfinite", "is neither NaN nor Inf", np.isfinite)
 def _bits(operator, ufunc):
     @_operator
     def bitwise(x, y):
-        if any(np.asarray(operand(t)[0]).dtype.kind in FLOATING for t in (x, y)):
+        if any(as_array(operand(t)[0]).dtype.kind in FLOATING for t in (x, y)):
             raise TypeError(f"{operator}: of bools and integers, not of floating types")
         return _together(operator, x, y, ufunc)
     return bitwise
@@ -100,4 +101,4 @@ method("__xor__", "__rxor__")(_bits("^", np.bitwise_xor))
 def _invert(x):
     if x.dtype.is_floating_point:
         raise TypeError(f"~: of bools and integers, not {x.dtype}")
-    return Tensor(np.asarray(~x.array))
+    return Tensor(as_array(~x.array))

@@ -7,10 +7,11 @@ convolutions nothing is transposed. A line (N, C, L) is an image of one row.
 
 import numpy as np
 
+from ..device import one_device
 from ..sinks import Deferred
 from ..tensor import record
 from . import mec
-from .base import Like
+from .base import Like, for_kernel
 from .precision import arithmetic, autocasts
 from .softmax import ones
 from .windows import output_size, pair, single
@@ -72,10 +73,10 @@ def _convolution(name, input, weight, bias, stride, padding, dilation, groups):
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"{name}: bias {bias.shape} and weight {w.shape} {weights}")
     _check_types(name, input, weight, bias)
-    x, flat, like = _image(x), x.ndim == 3, Like(w.shape, w.dtype)
+    x, flat, like = _image(x), x.ndim == 3, Like(w.shape, w.dtype, w.device)
     geometry = _geometry(name, x.shape, _image(w).shape, stride, padding, dilation, groups)
     # A later layer's input has this layout already; for the first one this copies.
-    rows = np.ascontiguousarray(x.transpose(2, 1, 3, 0))
+    rows = for_kernel(x.transpose(2, 1, 3, 0))
     out = mec.forward(rows, _image(w), None if bias is None else bias.array, geometry)
     out = out.transpose(3, 1, 0, 2)
     need_x, need_w = input.requires_grad, weight.requires_grad
@@ -83,7 +84,7 @@ def _convolution(name, input, weight, bias, stride, padding, dilation, groups):
         rows = None
 
     def backward(g):
-        g = np.ascontiguousarray(_image(g).transpose(2, 1, 3, 0))
+        g = for_kernel(_image(g).transpose(2, 1, 3, 0))
         gx = gw = None
         if need_x:
             gx = mec.input_gradient(g, _image(weight.array), geometry).transpose(3, 1, 0, 2)
@@ -98,6 +99,7 @@ def _convolution(name, input, weight, bias, stride, padding, dilation, groups):
 
 def _check_types(name, *tensors):
     tensors = [t for t in tensors if t is not None]
+    one_device(name, *(t.array for t in tensors))
     if not tensors[0].dtype.is_floating_point or any(
             t.dtype is not tensors[0].dtype for t in tensors):
         types = ", ".join(str(t.dtype) for t in tensors)
@@ -128,7 +130,7 @@ def _bias_gradient(g, bias):
     if bias is None or not bias.requires_grad:
         return None
     ho, o, wo, n = g.shape
-    by_row = g.reshape(ho * o, wo * n) @ ones(wo * n, g.dtype)
+    by_row = g.reshape(ho * o, wo * n) @ ones(wo * n, g)
     return by_row.reshape(ho, o).sum(0)
 
 
@@ -172,17 +174,17 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     # Of the convolution that this transposes: from the output here to the input here.
     geometry = mec.Geometry((len(x), outputs, *out), w.shape, x.shape[2:], stride, padding,
                             dilation, groups)
-    rows = np.ascontiguousarray(x.transpose(2, 1, 3, 0))
+    rows = for_kernel(x.transpose(2, 1, 3, 0))
     out = mec.input_gradient(rows, w, geometry)
     if bias is not None:
         out += bias.array[:, None, None]
     need_x, need_w = input.requires_grad, weight.requires_grad
-    like = Like(w.shape, w.dtype)
+    like = Like(w.shape, w.dtype, w.device)
     if not need_w:
         rows = None
 
     def backward(g):
-        g = np.ascontiguousarray(g.transpose(2, 1, 3, 0))
+        g = for_kernel(g.transpose(2, 1, 3, 0))
         gx = gw = None
         if need_x:
             gx = mec.forward(g, weight.array, None, geometry).transpose(3, 1, 0, 2)

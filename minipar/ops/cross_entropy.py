@@ -7,13 +7,14 @@ written once more. The others are composed of operations.
 import numpy as np
 
 from ..context import current
+from ..device import as_array, one_device
 from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
 from .base import Like, for_kernel, quiet
 from .precision import arithmetic, autocasts
 from .shape import reshape
-from .softmax import log_softmax, ones, row_max
+from .softmax import log_softmax, ones, row_dots, row_max
 
 _LOSS = Kernel("cross_entropy.cu", "cross_entropy", rows="rows", width="n")
 _GRADIENT = Kernel("cross_entropy.cu", "cross_entropy_gradient", rows="rows", width="n")
@@ -80,13 +81,13 @@ def _cross_entropy(input, target, ignore_index, reduction):
     class_last = a.shape
     any_rows = a.size > 0
     # In C order, so that elements are found in the flat array.
-    rows = np.ascontiguousarray(a).reshape(target.array.size, classes)
+    rows = np.ascontiguousarray(a, like=a).reshape(target.array.size, classes)
     t, kept, count = check_targets("cross_entropy", target.array.reshape(-1), classes,
                                    ignore_index)
     gradient = None  # from the kernel: of the losses, divided by the count already
     wanted = input.requires_grad and current().grad_enabled
-    if any_rows and (run := (_GRADIENT if wanted else _LOSS).build(rows.dtype)):
-        losses = np.empty(len(t), rows.dtype)
+    if any_rows and (run := (_GRADIENT if wanted else _LOSS).build(rows)):
+        losses = np.empty(len(t), rows.dtype, like=rows)
         arrays = for_kernel(rows), for_kernel(t if kept is None else np.where(kept, t, -1)), losses
         if wanted:
             gradient = np.empty_like(rows)
@@ -96,25 +97,25 @@ def _cross_entropy(input, target, ignore_index, reduction):
             run(*arrays, *rows.shape)
     elif any_rows:
         # exp(x - max) is kept without its division by the sum, which backward makes with its own.
-        starts = np.arange(0, rows.size, classes)
+        starts = np.arange(0, rows.size, classes, like=rows)
         at = starts + t  # of each target in the flat array
         e = rows - row_max(rows, starts)[:, None]
         losses = e.reshape(-1).take(at)
         np.exp(e, out=e)
-        sums = np.vecdot(e, ones(classes, e.dtype))
+        sums = row_dots(e, ones(classes, e))
         np.subtract(np.log(sums), losses, out=losses)
         if kept is not None:
             losses[~kept] = 0
     else:
-        losses = np.zeros(len(t), rows.dtype)
-    out = losses.reshape(target.array.shape) if reduction == "none" else np.add.reduce(losses)
+        losses = np.zeros(len(t), rows.dtype, like=rows)
+    out = losses.reshape(target.array.shape) if reduction == "none" else losses.sum()
     if reduction == "mean":
         out = out / count
 
     def backward(g):
         # dx = (softmax(x) - one_hot(target)) * scale of the row
         if not any_rows:
-            return (np.zeros(shape, rows.dtype),)
+            return (np.zeros(shape, rows.dtype, like=g),)
         if gradient is not None:
             one = g.ndim == 0 and g == 1
             return (shaped(gradient if one else gradient * g.reshape(-1, 1)),)
@@ -183,7 +184,7 @@ def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean")
     a, (dim, classes) = input.array, _classes("nll_loss", input)
     t, kept, count = check_targets("nll_loss", target.array.reshape(-1), classes, ignore_index)
     t, kept = (None if m is None else m.reshape(target.array.shape) for m in (t, kept))
-    at, like = np.expand_dims(t, dim), Like(a.shape, a.dtype)
+    at, like = np.expand_dims(t, dim), Like(a.shape, a.dtype, a.device)
     factor = np.ones_like(t, a.dtype)
     if weight is not None:
         factor = _class_weights("nll_loss", weight, input).array.reshape(-1).take(t)
@@ -207,7 +208,7 @@ def nll_loss(input, target, weight=None, *, ignore_index=-100, reduction="mean")
                 part = np.take_along_axis(gx, at, dim) + np.expand_dims(part, dim)
                 np.put_along_axis(gx, at, part, dim)
         return (Deferred(like, add=add),)
-    return record(np.asarray(out), (input,), backward)
+    return record(as_array(out), (input,), backward)
 
 
 def _classes(name, input):
@@ -235,6 +236,7 @@ def _class_weights(name, weight, input):
 def _check_operands(name, input, target):
     """Raise unless types and shapes of logits and class indices belong together."""
     a, t = input.array, target.array
+    one_device(name, a, t)
     if a.dtype.kind != "f":
         raise TypeError(f"{name}: input of a floating type is needed, not {input.dtype}")
     if t.dtype.kind not in "iu":

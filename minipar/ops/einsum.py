@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
+from ..device import as_array
 from ..tensor import record
 from .precision import arithmetic, autocasts
 
@@ -150,7 +151,7 @@ def _sum_out(part, keep):
     labels, a = part
     axes = tuple(d for d, label in enumerate(labels) if label not in keep)
     if axes:
-        a = np.asarray(np.add.reduce(a, axis=axes)).astype(
+        a = as_array(a.sum(axis=axes)).astype(
             a.dtype if a.dtype.kind == "f" else np.int64, copy=False)
     return tuple(label for label in labels if label in keep), a
 
@@ -193,6 +194,6 @@ def _restore(g, labels, term, shape):
     g = np.broadcast_to(g, [own[n] for n in every])
     if len(every) == len(term):
         return g
-    gx = np.zeros(shape, g.dtype)
+    gx = np.zeros(shape, g.dtype, like=g)
     _diagonal(gx, term, every)[...] = g
     return gx

@@ -2,12 +2,11 @@
 
 import numpy as np
 
+from ..device import as_array, beside
 from ..dtypes import FLOATING
 from ..tensor import record
-from .base import floating, method, operand, promote, quiet, unbroadcast, wanted
+from .base import NUMBERS, floating, method, operand, promote, quiet, unbroadcast, wanted
 from .precision import arithmetic, autocasts
-
-_NUMBERS = (bool, int, float)
 
 
 def _broadcast(name, x, y, function):
@@ -85,9 +84,9 @@ def div(x, y):
     b, y = operand(y)
     want_x, want_y = wanted(x), wanted(y)
     a, b = promote(a, b)
-    if isinstance(a, np.ndarray):
+    if not isinstance(a, NUMBERS):
         a = floating(a)
-    if isinstance(b, np.ndarray):
+    if not isinstance(b, NUMBERS):
         b = floating(b)
     out = _broadcast("div", a, b, np.true_divide)
     saved = [t for t in ((x, y) if want_y else (y,)) if t is not None]
@@ -130,12 +129,12 @@ def pow(x, exponent):
 
     def backward(g):
         gx = gy = None
-        if want_x and b.__class__ in _NUMBERS:
+        if want_x and b.__class__ in NUMBERS:
             gx = g * (b * a ** (b - 1)) if b else np.zeros_like(g)
         elif want_x:
             gx = np.where(b == 0, 0, g * (b * a ** (b - 1)))
         if want_y:
-            log = np.log(np.asarray(a, result.dtype))
+            log = np.log(beside(result, as_array(a)).astype(result.dtype, copy=False))
             gy = np.where(np.equal(a, 0) & (b >= 0), 0, g * (result * log))
         return (unbroadcast(gx, want_x) if want_x else None,
                 unbroadcast(gy, want_y) if want_y else None)
@@ -156,7 +155,7 @@ def rpow(x, base):
 
 def _arithmetic(name, a, b, function):
     """function(a, b) of promoted operands, one of them an array and not both of bools."""
-    if a.__class__ in _NUMBERS and b.__class__ in _NUMBERS:
+    if a.__class__ in NUMBERS and b.__class__ in NUMBERS:
         raise TypeError(f"{name}: one of the operands must be a tensor")
     out = _broadcast(name, a, b, function)
     if out.dtype == np.int8:  # what NumPy makes of two bools

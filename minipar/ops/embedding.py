@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..device import aligned, one_device
 from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
@@ -29,6 +30,7 @@ def embedding(input, weight, padding_idx=None):
         raise TypeError(f"embedding: indices are integers, not {input.dtype}")
     if table.ndim != 2:
         raise ValueError(f"embedding: weight {table.shape}: expected (rows, features)")
+    one_device("embedding", index, table)
     places = index.astype(np.int64, copy=False)
     # As unsigned numbers negative indices are large: one comparison in the usual case.
     if index.size and places.view(np.uint64).max() >= len(table):
@@ -36,7 +38,7 @@ def embedding(input, weight, padding_idx=None):
         raise IndexError(f"index {wrong} is not in a table of {len(table)} rows")
     if padding_idx is not None:
         padding_idx = padding_row(padding_idx, len(table))
-    like = Like(table.shape, table.dtype)
+    like = Like(table.shape, table.dtype, table.device)
 
     def backward(g):
         def add(out):
@@ -52,12 +54,12 @@ def embedding(input, weight, padding_idx=None):
 def _scatter_add(out, index, g):
     """out[index[i]] += g[i] for all i, in an order that depends on `index` alone."""
     if out.itemsize == 2:  # of many uses of a row the small ones would be lost
-        total = np.zeros(out.shape, np.float32)
+        total = np.zeros(out.shape, np.float32, like=out)
         _scatter_add(total, index, g.astype(np.float32))
         out += total
         return
-    run = _BACKWARD.build(out.dtype)
-    if run and out.flags.c_contiguous and out.flags.aligned and g.dtype == out.dtype:
+    run = _BACKWARD.build(out)
+    if run and out.flags.c_contiguous and aligned(out) and g.dtype == out.dtype:
         run(for_kernel(index), for_kernel(g), out, len(index), *out.shape)
     else:
         _add_runs(out, index, g)
@@ -75,10 +77,10 @@ def _add_runs(out, index, g):
     order = np.argsort(index, kind="stable")
     index, g = index[order], g[order]
     ends = np.flatnonzero(np.diff(index, append=-1)) + 1
-    starts = np.concatenate(([0], ends[:-1]))
+    starts = np.concatenate((np.zeros(1, ends.dtype, like=ends), ends[:-1]))
     single = ends - starts == 1
     out[index[starts[single]]] += g[starts[single]]
-    ones = np.ones(len(index), g.dtype)
+    ones = np.ones_like(g, shape=len(index))
     starts, ends = starts[~single], ends[~single]
     for row, start, end in zip(index[starts].tolist(), starts.tolist(), ends.tolist()):
         out[row] += ones[start:end] @ g[start:end]

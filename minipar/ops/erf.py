@@ -7,6 +7,8 @@ the absolute error is below 1e-15.
 import numpy as np
 from numpy.polynomial.polynomial import polyval
 
+from ..device import as_array
+
 _SMALL = ([1.28379167095512558561e-01, -3.25042107247001499370e-01, -2.84817495755985104766e-02,
            -5.77027029648944159157e-03, -2.37630166566501626084e-05],
           [1.0, 3.97917223959155352819e-01, 6.50222499887672944485e-02,
@@ -42,8 +44,8 @@ def _tail(table, x):
 
 def erf(a):
     """erf of every element of a floating array, in its dtype; NaN stays NaN."""
-    x = np.asarray(np.abs(a), dtype=np.float64)
-    out = np.asarray(np.minimum(x, 1.0))  # 1 from 6 on, and NaN
+    x = as_array(np.abs(a)).astype(np.float64)
+    out = as_array(np.minimum(x, 1.0))  # 1 from 6 on, and NaN
     for low, high, f in ((0, 0.84375, lambda x: x + x * _ratio(_SMALL, x * x)),
                          (0.84375, 1.25, lambda x: _ERX + _ratio(_NEAR_1, x - 1)),
                          (1.25, 1 / 0.35, lambda x: _tail(_MIDDLE, x)),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..device import as_array
 from ..tensor import Tensor, record
 from .base import method, normal_dim, quiet
 from .choose import maximum, minimum
@@ -98,7 +99,7 @@ def _take(name, x, rows, axis, indices, shape):
     rows_shape, x_shape, dtype = rows.shape, x.array.shape, rows.dtype
 
     def backward(g):
-        gx = np.zeros(rows_shape, dtype)
+        gx = np.zeros(rows_shape, dtype, like=g)
         np.put_along_axis(gx, indices, g.reshape(indices.shape), axis)
         return (gx.reshape(x_shape),)
     backward.__qualname__ = name
@@ -131,7 +132,8 @@ def _index(name, x, dim, keepdim, index_of):
     if dim is None:
         if not a.size:
             raise IndexError(f"{name}: no element to choose in shape {a.shape}")
-        return Tensor(np.full((1,) * a.ndim if keepdim else (), index_of(a), np.int64))
+        found = as_array(index_of(a)).astype(np.int64)
+        return Tensor(found.reshape((1,) * a.ndim if keepdim else ()))
     a, axis, shape = _along(name, a, dim, keepdim)
     return Tensor(index_of(a, axis).astype(np.int64, copy=False).reshape(shape))
 
@@ -144,28 +146,28 @@ def amax(x, dim=(), keepdim=False):
     The gradient is shared equally among those that are largest. Raises IndexError if there is no
     element to choose.
     """
-    return _shared_extreme("amax", x, dim, keepdim, np.maximum)
+    return _shared_extreme("amax", x, dim, keepdim, "max")
 
 
 @method()
 @arithmetic
 def amin(x, dim=(), keepdim=False):
     """The smallest value over `dim` (int or tuple; (): all); gradients and errors as `amax`."""
-    return _shared_extreme("amin", x, dim, keepdim, np.minimum)
+    return _shared_extreme("amin", x, dim, keepdim, "min")
 
 
 @quiet
-def _shared_extreme(name, x, dim, keepdim, ufunc):
+def _shared_extreme(name, x, dim, keepdim, method):
     a = x.array
     axes = reduced_axes(name, dim, a.ndim)
     if 0 in [a.shape[axis] for axis in axes]:
         raise IndexError(f"{name}: no element to choose over dims {axes} of shape {a.shape}")
-    kept = np.asarray(ufunc.reduce(a, axis=axes, keepdims=True))
+    kept = as_array(getattr(a, method)(axis=axes, keepdims=True))
     out = kept if keepdim else np.squeeze(kept, axes)
 
     def backward(g):
         hits = a == kept
-        share = g.reshape(kept.shape) / np.count_nonzero(hits, axes, keepdims=True)
+        share = g.reshape(kept.shape) / hits.sum(axis=axes, keepdims=True)
         return ((hits * share).astype(a.dtype, copy=False),)  # NaN where the extreme is NaN
     backward.__qualname__ = name
     return record(out, (x,), backward, (x,), saves_output=True)
@@ -213,7 +215,7 @@ def topk(x, k, dim=-1, largest=True, sorted=True):
     if not 0 <= k <= size:
         raise RuntimeError(f"topk: {k} of the {size} elements of dim {dim} of shape {x.shape}")
     if not 0 < k < size:
-        indices = np.take(_order(rows, axis, largest), range(k), axis)
+        indices = _order(rows, axis, largest)[(slice(None),) * axis + (slice(k),)]
     else:  # linear in the size, where sorting all is not
         at, best = (size - k, slice(-k, None)) if largest else (k - 1, slice(k))
         found = np.argpartition(rows, at, axis)[(slice(None),) * axis + (best,)]

@@ -36,7 +36,7 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
     scale = (1 / np.sqrt(variance + eps)).astype(a.dtype)
     mean = mean.astype(a.dtype)
     slope = scale if weight is None else scale * place.channels(weight.array)
-    offset = np.zeros((), a.dtype) if bias is None else place.channels(bias.array)
+    offset = np.zeros((), a.dtype, like=a) if bias is None else place.channels(bias.array)
     out = normalise(a, place.runs, *map(place.for_runs, (mean, slope, offset)))
     inverse = sorted(range(x.ndim), key=order.__getitem__)
     out = out.transpose(inverse).astype(dtype, copy=False)
@@ -119,7 +119,7 @@ class _Place:
 
     def for_runs(self, a):
         """Numbers of groups or channels, given to every run."""
-        return np.ascontiguousarray(np.broadcast_to(a, self.shape), self.dtype).reshape(-1)
+        return np.ascontiguousarray(np.broadcast_to(a, self.shape), self.dtype, like=a).reshape(-1)
 
     def sums(self, a):
         """The sums over each channel of each sample, from those over runs (2, ...), float64."""

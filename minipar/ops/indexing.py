@@ -9,6 +9,7 @@ from operator import index as as_int
 
 import numpy as np
 
+from ..device import as_array, beside, module_of, one_device
 from ..sinks import Deferred
 from ..tensor import Tensor, record
 from .base import Like, method, normal_dim
@@ -45,7 +46,7 @@ def resolve(shape, index):
     if isinstance(index, list) and any(isinstance(i, (list, tuple)) for i in index):
         raise IndexError("a list of lists as an index: write a tuple, or a tensor")
     items = [_item(i) for i in (index if isinstance(index, tuple) else (index,))]
-    dims = sum(i.ndim if isinstance(i, np.ndarray) and i.dtype.kind == "b" else 1
+    dims = sum(i.ndim if _is_array(i) and i.dtype.kind == "b" else 1
                for i in items if i is not None and i is not Ellipsis)
     ellipses = sum(i is Ellipsis for i in items)
     if dims > len(shape) or ellipses > 1:
@@ -56,7 +57,7 @@ def resolve(shape, index):
         if i is Ellipsis:
             region += [_ALL] * (len(shape) - dims)
             arrays += [_ALL] * (len(shape) - dims)
-        elif isinstance(i, np.ndarray):
+        elif _is_array(i):
             if i.dtype.kind == "b" and not i.ndim:
                 region.append(None)
                 arrays.append(np.zeros(int(i), np.int64))
@@ -67,9 +68,18 @@ def resolve(shape, index):
             region.append(i)
             if i is None or isinstance(i, slice):
                 arrays.append(_ALL)
-    found = any(isinstance(i, np.ndarray) for i in arrays)
+    found = any(_is_array(i) for i in arrays)
     # Without the Ellipsis NumPy makes a copy, a scalar, of a single element.
     return (*region, ...), tuple(arrays) if found else None
+
+
+def _is_array(i):
+    return hasattr(i, "dtype")
+
+
+def on_device_of(a, arrays):
+    """The arrays of an index where the array `a` is."""
+    return tuple([beside(a, i) if _is_array(i) else i for i in arrays])
 
 
 def _item(i):
@@ -80,8 +90,9 @@ def _item(i):
         if i.step is not None and as_int(i.step) <= 0:
             raise ValueError(f"a slice's step must be greater than zero, not {i.step}")
         return i
-    if isinstance(i, (Tensor, np.ndarray, list, tuple, range, bool)):
-        a = i.array if isinstance(i, Tensor) else np.asarray(i)
+    if isinstance(i, (Tensor, list, tuple, range, bool)) or (
+            _is_array(i) and not isinstance(i, np.generic)):
+        a = i.array if isinstance(i, Tensor) else as_array(i)
         if isinstance(i, (list, tuple, range)) and not a.size:
             a = a.astype(np.int64)
         if a.dtype.kind in "ib":
@@ -106,7 +117,7 @@ def as_index(x):
 def slice_view(x, index):
     """x[index], a view, for an index of ints, slices and None, with an Ellipsis."""
     a = x.array
-    out, like = a[index], Like(a.shape, a.dtype)
+    out, like = a[index], Like(a.shape, a.dtype, a.device)
     if out.size == a.size:  # nothing is left out: the gradient needs no zeros
         return record(out, (x,), lambda g: (g.reshape(like.shape),), view_of=x)
 
@@ -128,7 +139,9 @@ def _gather(x, index, tensors, once=False):
     once: no element is taken twice, so that its gradient needs no sum; seen here for bool arrays.
     """
     a = x.array
-    out, like = a[index], Like(a.shape, a.dtype)
+    index = on_device_of(a, index)
+    one_device("indexing", a, *filter(_is_array, index))
+    out, like = a[index], Like(a.shape, a.dtype, a.device)
     once = once or all(isinstance(i, slice) or i.dtype.kind == "b" for i in index)
 
     def backward(g):
@@ -136,7 +149,7 @@ def _gather(x, index, tensors, once=False):
             if once:
                 gx[index] += g
             else:
-                np.add.at(gx, index, g)  # an element that was taken twice gets both
+                module_of(gx).add.at(gx, index, g)  # an element that was taken twice gets both
         return (Deferred(like, add=add),)
     return record(out, (x,), backward, saved=tensors)
 

@@ -8,9 +8,10 @@ refuse; `x += y` then means `x = x + y`, which has the same gradients.
 import numpy as np
 
 from ..context import current
+from ..device import as_array, assign, beside, writeable
 from ..tensor import Tensor
-from .base import method, operand, quiet
-from .indexing import resolve
+from .base import NUMBERS, method, operand, quiet
+from .indexing import on_device_of, resolve
 from .masking import fill_operands
 
 
@@ -22,7 +23,7 @@ def _change(x, *others):
         if x.requires_grad or any(t is not None and t.requires_grad for t in others):
             raise RuntimeError("an in-place operation cannot be recorded: write x = x + y, "
                                "or use no_grad()")
-    if not x.array.flags.writeable:
+    if not writeable(x.array):
         raise RuntimeError(f"a tensor of shape {x.shape} cannot be changed in place: it was "
                            f"expanded, or its memory is read-only; change a copy of it")
     x.storage.version += 1
@@ -62,7 +63,7 @@ def copy_(x, source):
     """Copy `source` (broadcast to x's shape, converted to its dtype) into x; returns x."""
     value, source = operand(source)
     _change(x, source)
-    x.array[...] = value
+    assign(x.array, as_array(value))
     return x
 
 
@@ -105,7 +106,8 @@ def setitem(x, index, value):
     region, arrays = resolve(x.array.shape, index)
     value, source = operand(value)
     _change(x, source)
-    target = x.array[region]
+    target, value = x.array[region], value if isinstance(value, NUMBERS) else beside(x.array, value)
+    arrays = None if arrays is None else on_device_of(x.array, arrays)
     while np.ndim(value) and value.shape[0] == 1:
         value = value[0]  # as in PyTorch: a value may have dims of size 1 in front
     try:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..device import beside
 from ..tensor import record
 from .precision import arithmetic
 from .windows import pair
@@ -41,7 +42,7 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest"):
         raise ValueError(f"interpolate: input {x.shape} to {size[0]} x {size[1]} is empty")
     from_rows, from_columns = (_sources(*sizes) for sizes in zip(x.shape[2:], size, steps))
     rows = x.transpose(2, 1, 3, 0)  # as convolutions lay it out: whole rows and columns are moved
-    out = rows[from_rows].take(from_columns, axis=2)
+    out = rows[beside(x, from_rows)].take(beside(x, from_columns), axis=2)
 
     def backward(g):
         g = _gather(g.transpose(2, 1, 3, 0), 0, rows.shape[0], from_rows)
@@ -65,16 +66,18 @@ def _gather(g, axis, size, sources):
     times = np.diff(first, append=len(sources))
     shape = list(g.shape)
     shape[axis] = size
-    total = np.zeros(shape, g.dtype)
+    total = np.zeros(shape, g.dtype, like=g)
     for tap in range(times.max()):
         takers = first[times > tap] + tap
-        total[_along(axis, sources[takers])] += g[_along(axis, takers)]
+        total[_along(g, axis, sources[takers])] += g[_along(g, axis, takers)]
     return total
 
 
-def _along(axis, index):
-    """An index along `axis`; a slice, which needs no copy, if the steps are even."""
+def _along(g, axis, index):
+    """An index of `g` along `axis`; a slice, which needs no copy, if the steps are even."""
     step = index[1] - index[0] if len(index) > 1 else 1
     if (np.diff(index) == step).all():
         index = slice(index[0], index[-1] + 1, step)
+    else:
+        index = beside(g, index)
     return (slice(None),) * axis + (index,)

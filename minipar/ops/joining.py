@@ -4,6 +4,7 @@ from operator import index as as_int
 
 import numpy as np
 
+from ..device import one_device
 from ..tensor import record
 from .base import method, normal_dim, promote, wanted
 from .indexing import slice_view
@@ -40,6 +41,7 @@ def cat(tensors, dim=0):
         if a.ndim != len(first) or any(n != m for i, (n, m) in enumerate(zip(a.shape, first))
                                        if i != dim):
             raise ValueError(f"cat: shapes {first} and {a.shape} differ in more than dim {dim}")
+    one_device("cat", *arrays)
     out = np.concatenate(parts, dim, dtype=dtype)
     wants = [wanted(t) for t in tensors]
     sizes = [a.shape[dim] if a.shape != (0,) else 0 for a in arrays]
@@ -67,6 +69,7 @@ def stack(tensors, dim=0):
         if a.shape != arrays[0].shape:
             raise ValueError(f"stack: shapes {arrays[0].shape} and {a.shape} differ")
     dim = normal_dim(dim, arrays[0].ndim + 1)
+    one_device("stack", *arrays)
     out = np.stack(arrays, dim, dtype=_common_type(arrays))
     wants = [wanted(t) for t in tensors]
 

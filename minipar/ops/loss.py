@@ -5,6 +5,7 @@ All are computed in float32 at least, and converted back.
 
 import numpy as np
 
+from ..device import as_array
 from ..tensor import record
 from .base import promote, unbroadcast, wanted
 from .cross_entropy import (check_constant, check_reduction, cross_entropy,  # noqa: F401
@@ -23,7 +24,7 @@ def _difference(name, input, target, reduction):
     if a.dtype.kind != "f":
         raise TypeError(f"{name}: a floating type is needed, not {input.dtype}")
     dtype, want_input, want_target = a.dtype, wanted(input), wanted(target)
-    d = np.asarray(np.subtract(a, b))
+    d = as_array(np.subtract(a, b))
 
     def share(gd):
         return (unbroadcast(gd, want_input) if want_input else None,
@@ -71,7 +72,7 @@ def _reduced(losses, reduction):
     """The losses, their sum or their mean, which is NaN if there are none."""
     if reduction == "none":
         return losses
-    total = np.add.reduce(losses, axis=None)
+    total = losses.sum()
     return np.true_divide(total, losses.size) if reduction == "mean" else total
 
 
@@ -100,7 +101,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="m
     tail = np.log1p(small)
     log_s = np.minimum(x, 0) - tail
     factor = 1 if pos is None else 1 + (pos - 1) * y  # of log(s): pos_weight target + (1 - target)
-    losses = np.asarray((1 - y) * x - factor * log_s)
+    losses = as_array((1 - y) * x - factor * log_s)
     out = _reduced(losses if w is None else losses * w, reduction)
     count = losses.size
 
@@ -117,7 +118,7 @@ def binary_cross_entropy_with_logits(input, target, weight=None, *, reduction="m
             gy = -x if pos is None else np.minimum(-x, 0) - tail - pos * log_s
             gy = unbroadcast(np.broadcast_to(g * gy, x.shape), want_target)
         return gx, gy
-    return record(np.asarray(out).astype(dtype, copy=False), (input, target), backward,
+    return record(as_array(out).astype(dtype, copy=False), (input, target), backward,
                   [t for t in (input, target, weight, pos_weight) if t is not None])
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..device import as_array, beside
 from ..tensor import Tensor, record
 from .base import method, operand, quiet, unbroadcast, wanted
 from .elementwise import keep
@@ -20,7 +21,7 @@ def masked_fill(x, mask, value):
     m, number, value = fill_operands("masked_fill", x, mask, value)
     a = x.array
     try:
-        out = np.where(m, np.asarray(number).astype(a.dtype), a)
+        out = np.where(m, beside(a, as_array(number)).astype(a.dtype), a)
     except ValueError:
         raise ValueError(f"masked_fill: input {a.shape} and mask {m.shape} cannot be broadcast "
                          f"together") from None

@@ -17,6 +17,7 @@ from math import gcd
 import numpy as np
 
 from ..execution import Kernel
+from .base import for_kernel
 from .windows import inside
 
 _DEPTHWISE = {name: Kernel("conv.cu", f"depthwise_{name}", rows="lines", width="n")
@@ -42,11 +43,11 @@ class Geometry:
         self.spots = [inside(tap * self.dw, self.w, self.wo, self.sw, self.pw)
                       for tap in range(self.kw)]
 
-    def direct(self, name, dtype):
-        """The kernel of a depthwise convolution, as a function of arrays and of how many rows the
-        output has; None if this is none, or there is no kernel.
+    def direct(self, name, like):
+        """The kernel of a depthwise convolution, for arrays like `like`, as a function of them and
+        of how many rows the output has; None if this is none, or there is no kernel.
         """
-        run = _DEPTHWISE[name].build(dtype) if self.depthwise else None
+        run = _DEPTHWISE[name].build(like) if self.depthwise else None
         sizes = (self.h, self.groups, self.w, self.n, self.ho, self.wo, self.kh, self.kw, self.sh,
                  self.sw, self.ph, self.pw)
         return run and (lambda *arrays, rows: run(*arrays, rows * self.groups, *sizes))
@@ -56,7 +57,8 @@ class Geometry:
         rows = rows.reshape(self.h, self.groups, self.c, self.w, self.n).swapaxes(0, 1)
         if self.kw == self.sw == 1 and self.wo == self.w and not self.pw:
             return rows[:, :, None]
-        lowered = np.empty((self.groups, self.h, self.kw, self.c, self.wo, self.n), rows.dtype)
+        lowered = np.empty((self.groups, self.h, self.kw, self.c, self.wo, self.n), rows.dtype,
+                           like=rows)
         for tap, (to, source) in enumerate(self.spots):
             lowered[:, :, tap, :, :to.start] = 0
             lowered[:, :, tap, :, to] = rows[:, :, :, source]
@@ -93,15 +95,15 @@ class Geometry:
 def forward(rows, w, bias, geometry):
     """rows (H, C, W, N), w (O, C / groups, kh, kw), bias (O,) or None -> (Ho, O, Wo, N)."""
     s = geometry
-    if run := s.direct("forward", rows.dtype):
-        out = np.empty((s.ho, s.groups, s.wo, s.n), rows.dtype)
-        bias = np.zeros(s.groups, rows.dtype) if bias is None else np.ascontiguousarray(bias)
-        run(rows, np.ascontiguousarray(w), bias, out, rows=s.ho)
+    if run := s.direct("forward", rows):
+        out = np.empty((s.ho, s.groups, s.wo, s.n), rows.dtype, like=rows)
+        bias = np.zeros(s.groups, rows.dtype, like=rows) if bias is None else for_kernel(bias)
+        run(rows, for_kernel(w), bias, out, rows=s.ho)
         return out
     lowered = s.lower(rows)
     weights = w.reshape(s.groups, s.o, s.c, s.kh, s.kw).transpose(0, 1, 3, 4, 2)
     weights = weights.reshape(s.groups, s.o, s.kh * s.kw * s.c)
-    out = np.empty((s.ho, s.groups, s.o, s.columns), rows.dtype)
+    out = np.empty((s.ho, s.groups, s.o, s.columns), rows.dtype, like=rows)
     if bias is not None:
         bias = bias.reshape(s.groups, s.o, 1)
     for i in range(s.ho):
@@ -119,13 +121,13 @@ def weight_gradient(g, rows, geometry, out):
     input need not be kept from the forward to here.
     """
     s = geometry
-    if run := s.direct("weight_gradient", g.dtype):
-        by_row = np.empty((s.ho, *out.shape), g.dtype)
+    if run := s.direct("weight_gradient", g):
+        by_row = np.empty((s.ho, *out.shape), g.dtype, like=g)
         run(g, rows, by_row, rows=s.ho)
-        np.add.reduce(by_row, axis=0, out=out)
+        by_row.sum(axis=0, out=out)
         return
     lowered, g = s.lower(rows), g.reshape(s.ho, s.groups, s.o, s.columns)
-    total = np.zeros((s.groups, s.kh * s.kw * s.c, s.o), g.dtype)
+    total = np.zeros((s.groups, s.kh * s.kw * s.c, s.o), g.dtype, like=g)
     for i in range(s.ho):
         matrix, taps = s.under(lowered, i)
         # In this order, not transposed: OpenBLAS packs it 1.4 times as fast.
@@ -142,17 +144,17 @@ def input_gradient(g, w, geometry):
     dilation, and their weights one slice of a phase, without a copy.
     """
     s = geometry
-    if run := s.direct("input_gradient", g.dtype):
-        gx = np.empty((s.h, s.groups, s.w, s.n), g.dtype)
-        run(g, np.ascontiguousarray(w), gx, rows=s.h)
+    if run := s.direct("input_gradient", g):
+        gx = np.empty((s.h, s.groups, s.w, s.n), g.dtype, like=g)
+        run(g, for_kernel(w), gx, rows=s.h)
         return gx
     reverse = w.reshape(s.groups, s.o, s.c, s.kh, s.kw)[:, :, :, ::-1].transpose(0, 4, 2, 3, 1)
     count = s.sh // gcd(s.sh, s.dh)
-    phases = [np.ascontiguousarray(reverse[:, :, :, r::count]).reshape(
+    phases = [for_kernel(reverse[:, :, :, r::count]).reshape(
         s.groups, s.kw * s.c, len(range(r, s.kh, count)) * s.o) for r in range(min(count, s.kh))]
-    g = np.ascontiguousarray(g.reshape(s.ho, s.groups, s.o, s.columns).swapaxes(0, 1))
-    gx = np.zeros((s.h, s.groups, s.c, s.w, s.n), g.dtype)
-    taps = np.empty((s.groups, s.kw, s.c, s.wo, s.n), g.dtype)
+    g = for_kernel(g.reshape(s.ho, s.groups, s.o, s.columns).swapaxes(0, 1))
+    gx = np.zeros((s.h, s.groups, s.c, s.w, s.n), g.dtype, like=g)
+    taps = np.empty((s.groups, s.kw, s.c, s.wo, s.n), g.dtype, like=g)
     products = taps.reshape(s.groups, s.kw * s.c, s.columns)
     for i in range(s.h):
         rows, reached = s.over(i)

@@ -35,7 +35,7 @@ class Matrices(NamedTuple):
 
     def run(self, step, *arrays):
         """Run the kernel of a step; returns whether there is one."""
-        run = _KERNELS[f"{'run' if self.columns == 1 else 'column'}_{step}"].build(arrays[0].dtype)
+        run = _KERNELS[f"{'run' if self.columns == 1 else 'column'}_{step}"].build(arrays[0])
         if not run or not self.total:
             return False
         sizes = self if self.columns > 1 else (self.count, self.length, self.period)
@@ -62,22 +62,22 @@ class Matrices(NamedTuple):
         return [a.reshape(self.period, 1, self.columns) for a in numbers]
 
 
-def rows_of_columns(rows, columns, dtype):
+def rows_of_columns(rows, columns, like):
     """Matrices for one matrix (rows, columns): a kernel takes it in parts, side by side."""
-    part = 64 if _KERNELS["column_moments"].build(dtype) and columns > 1 else max(1, rows)
+    part = 64 if _KERNELS["column_moments"].build(like) and columns > 1 else max(1, rows)
     return Matrices(-(-rows // part), part, columns, rows, 1)
 
 
 def _sums(a):
     """Down the columns: (..., length, columns) -> (..., columns)."""
     if a.shape[-1] == 1:  # a product with a vector is the fastest sum of short rows
-        return (a[..., 0] @ ones(a.shape[-2], a.dtype))[..., None]
-    return np.add.reduce(a, axis=-2, dtype=np.float64)  # one after the other: errors would add up
+        return (a[..., 0] @ ones(a.shape[-2], a))[..., None]
+    return a.sum(axis=-2, dtype=np.float64)  # one after the other: errors would add up
 
 
 def moments(x, view):
     """(mean of each column of each matrix, sum of squares about it), each (count, columns)."""
-    mean, squares = np.empty((2, view.count, view.columns), x.dtype)
+    mean, squares = np.empty((2, view.count, view.columns), x.dtype, like=x)
     if not view.run("moments", x, mean, squares):
         x, = view.cut(x)
         mean_, squares_ = (a.reshape(view.repeats, view.period, view.columns)
@@ -96,11 +96,11 @@ def join_moments(mean, squares, length, total):
     & LeVeque 1983, "Algorithms for computing the sample variance".
     """
     parts, columns = mean.shape
-    joined, variance = np.zeros((2, columns))
-    if run := _KERNELS["join_moments"].build(mean.dtype) if mean.size else None:
+    joined, variance = np.zeros((2, columns), like=mean)
+    if run := _KERNELS["join_moments"].build(mean) if mean.size else None:
         run(mean, squares, joined, variance, parts, columns, length, total)
     elif mean.size:
-        counts = np.full((parts, 1), float(length))
+        counts = np.full_like(mean, length, np.float64, shape=(parts, 1))
         counts[-1] = total - (parts - 1) * length
         joined = (counts * mean).sum(0) / total
         distances = mean - joined
@@ -124,7 +124,7 @@ def normalise(x, view, mean, slope, offset):
 
 def products(g, x, view, mean):
     """The sums of g and of g (x - mean) in each column of each matrix: (2, count, columns)."""
-    both = np.empty((2, view.count, view.columns), g.dtype)
+    both = np.empty((2, view.count, view.columns), g.dtype, like=g)
     if not view.run("products", g, x, mean, *both):
         g, x = view.cut(g, x)
         mean, = view.spread(mean)
@@ -137,10 +137,10 @@ def products(g, x, view, mean):
 
 def join_sums(sums):
     """The sums of (parts, columns) over the parts, in order, float64 (columns,)."""
-    run = _KERNELS["join_sums"].build(sums.dtype) if sums.size else None
+    run = _KERNELS["join_sums"].build(sums) if sums.size else None
     if not run:
         return sums.sum(0, dtype=np.float64)
-    joined = np.empty(sums.shape[1])
+    joined = np.empty(sums.shape[1], like=sums)
     run(sums, joined, *sums.shape)
     return joined
 

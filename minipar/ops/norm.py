@@ -5,15 +5,15 @@ Of channels: `batch_norm.py`, `group_norm.py`.
 """
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
+from ..device import device_of, one_device
 from ..execution import Kernel
 from ..tensor import record
 from .base import quiet, wide
 from .precision import autocasts, in_float32
-from .softmax import ones
+from .softmax import constant, ones, row_dots
 
 _KERNELS = {name: Kernel("norm.cu", name, rows="rows", width="n") for name in (
     "layer_norm_forward", "rms_norm_forward")}
@@ -38,10 +38,11 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     if run is None and x.itemsize == 2:
         return in_float32(layer_norm, input, normalized_shape, weight, bias, eps)
     rows, n = _rows(x, shape)
-    w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
-    b = _zeros(n, rows.dtype) if bias is None else _vector(bias, rows)
+    w = ones(n, rows) if weight is None else _vector(weight, rows)
+    b = _zeros(n, rows) if bias is None else _vector(bias, rows)
     # What is saved: of each row its mean and 1 / sqrt(variance + eps).
-    out, mean, scale = np.empty_like(rows), *np.empty((2, len(rows)), wide(rows.dtype))
+    out = np.empty_like(rows)
+    mean, scale = np.empty((2, len(rows)), wide(rows.dtype), like=rows)
     if run:
         run(rows, w, b, out, mean, scale, len(rows), n, eps)
     else:
@@ -50,13 +51,13 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     need_x, x_shape = input.requires_grad, x.shape
 
     def backward(g):
-        g = np.ascontiguousarray(g, rows.dtype).reshape(rows.shape)
-        w = ones(n, g.dtype) if weight is None else _vector(weight, g)
+        g = np.ascontiguousarray(g, rows.dtype, like=g).reshape(rows.shape)
+        w = ones(n, g) if weight is None else _vector(weight, g)
         gx = np.empty_like(g)
         if run := _kernel("layer_norm_backward", g):
             gw, gb = _in_parts(run, (2, n), rows, g, w, mean, scale, gx)
         else:
-            gw, gb = np.zeros((2, n), g.dtype)
+            gw, gb = np.zeros((2, n), g.dtype, like=g)
             for part in _parts(g):
                 _gradients(g[part], rows[part], mean[part], scale[part], w, gx[part], gw, gb)
         return (gx.reshape(x_shape) if need_x else None,
@@ -81,30 +82,30 @@ def rms_norm(input, normalized_shape, weight=None, eps=None):
     if run is None and x.itemsize == 2:
         return in_float32(rms_norm, input, normalized_shape, weight, eps)
     rows, n = _rows(x, shape)
-    w = ones(n, rows.dtype) if weight is None else _vector(weight, rows)
+    w = ones(n, rows) if weight is None else _vector(weight, rows)
     eps = np.finfo(wide(rows.dtype)).eps if eps is None else eps
     if run:
-        out, scale = np.empty_like(rows), np.empty(len(rows), wide(rows.dtype))
+        out, scale = np.empty_like(rows), np.empty(len(rows), wide(rows.dtype), like=rows)
         run(rows, w, out, scale, len(rows), n, eps)
     else:
-        scale = 1 / np.sqrt(np.vecdot(rows, rows) / n + eps)
+        scale = 1 / np.sqrt(row_dots(rows, rows) / n + eps)
         out = rows * scale[:, None]
         out *= w
     need_x, x_shape = input.requires_grad, x.shape
 
     def backward(g):
-        g = np.ascontiguousarray(g, rows.dtype).reshape(rows.shape)
-        w = ones(n, g.dtype) if weight is None else _vector(weight, g)
+        g = np.ascontiguousarray(g, rows.dtype, like=g).reshape(rows.shape)
+        w = ones(n, g) if weight is None else _vector(weight, g)
         gx = np.empty_like(g)
         if run := _kernel("rms_norm_backward", g):
             gw, = _in_parts(run, (1, n), rows, g, w, scale, gx)
         else:
-            gw = np.zeros(n, g.dtype)
+            gw = np.zeros(n, g.dtype, like=g)
             for part in _parts(g):
                 normal, weighted = rows[part] * scale[part, None], g[part] * w
-                gw += ones(len(normal), g.dtype) @ (normal * g[part])
+                gw += ones(len(normal), g) @ (normal * g[part])
                 # The part of the gradient along the row itself changes nothing.
-                normal *= np.vecdot(normal, weighted)[:, None] / n
+                normal *= row_dots(normal, weighted)[:, None] / n
                 np.subtract(weighted, normal, out=gx[part])
                 gx[part] *= scale[part, None]
         return (gx.reshape(x_shape) if need_x else None,
@@ -133,23 +134,21 @@ def _rows(x, shape):
     """(x as contiguous rows of the last dims `shape`, their length)."""
     n = math.prod(shape)
     rows = x.reshape(math.prod(x.shape[:x.ndim - len(shape)]), n)
-    return np.ascontiguousarray(rows), n
+    return np.ascontiguousarray(rows, like=rows), n
 
 
 def _vector(parameter, rows):
     """weight or bias as the rows take them."""
-    return np.ascontiguousarray(parameter.array, rows.dtype).reshape(-1)
+    one_device("normalisation", rows, parameter.array)
+    return np.ascontiguousarray(parameter.array, rows.dtype, like=rows).reshape(-1)
 
 
-@lru_cache(maxsize=16)
-def _zeros(count, dtype):
-    vector = np.zeros(count, dtype)
-    vector.flags.writeable = False
-    return vector
+def _zeros(count, like):
+    return constant(0, count, like.dtype, device_of(like))
 
 
 def _kernel(name, rows):
-    return _KERNELS[name].build(rows.dtype) if rows.size else None
+    return _KERNELS[name].build(rows) if rows.size else None
 
 
 def _in_parts(run, shape, rows, *arrays):
@@ -158,10 +157,9 @@ def _in_parts(run, shape, rows, *arrays):
     It adds them up in parts of _PART rows; the parts are added here.
     """
     parts = -(-len(rows) // _PART)
-    dtype = wide(rows.dtype)
-    partial, total = np.empty((parts, *shape), dtype), np.empty(shape, dtype)
+    partial, total = (np.empty(s, wide(rows.dtype), like=rows) for s in ((parts, *shape), shape))
     run(rows, *arrays, partial, *rows.shape, parts)
-    _KERNELS["add_parts"].build(rows.dtype)(partial, total, parts, total.size)
+    _KERNELS["add_parts"].build(rows)(partial, total, parts, total.size)
     return total
 
 
@@ -175,9 +173,9 @@ def _normalise(x, w, b, out, mean, scale, eps):
     """mean (rows,), scale = 1 / sqrt(variance + eps), out = (x - mean) scale w + b."""
     n = x.shape[1]
     # A product with a vector is the fastest sum of short rows: 4 times as fast as np.mean.
-    np.divide(x @ ones(n, x.dtype), n, out=mean)
+    np.divide(x @ ones(n, x), n, out=mean)
     np.subtract(x, mean[:, None], out=out)
-    np.divide(1, np.sqrt(np.vecdot(out, out) / n + eps), out=scale)
+    np.divide(1, np.sqrt(row_dots(out, out) / n + eps), out=scale)
     out *= scale[:, None]
     out *= w
     out += b
@@ -190,7 +188,7 @@ def _gradients(g, x, mean, scale, w, gx, gw, gb):
     normal = x - mean[:, None]
     normal *= scale[:, None]
     product = g * normal
-    column = ones(len(g), g.dtype)
+    column = ones(len(g), g)
     gw += column @ product
     gb += column @ g
     share = w / len(w)

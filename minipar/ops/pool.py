@@ -50,19 +50,19 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
     wo = output_size("max_pool2d", w, kw, sw, pw, pw, ceil_mode)
     windows = (ho, wo), kernel, (sh, sw), (ph, pw)
     images = Images(x, *windows)
-    forward, gather = (kernel.build(x.dtype) for kernel in _KERNELS.values())
+    forward, gather = (kernel.build(x) for kernel in _KERNELS.values())
     if not (forward and images.fit):
         if x.itemsize == 2:
             return in_float32(max_pool2d, input, kernel, stride, padding, ceil_mode=ceil_mode)
         out, backward = _by_tap(x, *windows)
         return record(out, (input,), backward, (input,), saves_output=True)
     # Of the forward its backward needs no more than which tap each window took: a byte.
-    out, taps = images.empty((ho, wo), x.dtype), images.empty((ho, wo), np.uint8)
+    out, taps = images.empty((ho, wo), x.dtype, x), images.empty((ho, wo), np.uint8, x)
     images.run(forward, images.lay(x), out, taps, rows=ho)
     del x
 
     def backward(g):
-        gx = images.empty((h, w), g.dtype)
+        gx = images.empty((h, w), g.dtype, g)
         images.run(gather, images.lay(g), taps, gx, rows=h)
         return (images.view(gx),)
     return record(images.view(out), (input,), backward)

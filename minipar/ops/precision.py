@@ -59,10 +59,13 @@ def _flat(values):
         else:
             yield value
 
+def _is_array(value):
+    return isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__cuda_array_interface__")
+
 def _floating(value):
     """The NumPy dtype of a tensor or array of a floating type; None of all else."""
     array = value.array if isinstance(value, Tensor) else value
-    if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in dtypes.FLOATING:
+    if _is_array(array) and array.dtype.kind in dtypes.FLOATING:
         return array.dtype
     return None
 
@@ -72,13 +75,13 @@ def _widened(value):
         if dtype is None or dtype.itemsize != 2:
             return one
         return (cast_to(one, dtypes.float32) if isinstance(one, Tensor)
-                else converted(np.asarray(one), np.dtype(np.float32)))
+                else converted(one, np.dtype(np.float32)))
     return _each(value, widen)
 
 def _each(value, function):
     """`function` of a value; of each of a tuple or list."""
     if not isinstance(value, (tuple, list)):
-        return function(value) if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
+        return function(value) if isinstance(value, Tensor) or _is_array(value) else value
     parts = [_each(v, function) for v in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 

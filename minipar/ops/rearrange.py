@@ -4,6 +4,7 @@ from operator import index
 
 import numpy as np
 
+from ..device import as_array
 from ..tensor import record
 from .base import method, normal_dim
 
@@ -68,7 +69,7 @@ def pad(input, pad, mode="constant", value=None):
     """
     if mode != "constant":
         raise ValueError(f"pad: mode {mode!r}: only 'constant' is known")
-    a, sides = input.array, [index(n) for n in pad]
+    a, sides = as_array(input.array), [index(n) for n in pad]
     if len(sides) % 2 or len(sides) > 2 * a.ndim:
         raise ValueError(f"pad: {tuple(sides)} for shape {a.shape}: two numbers for each dim, at "
                          f"most {2 * a.ndim}")
@@ -81,14 +82,14 @@ def pad(input, pad, mode="constant", value=None):
         inner[d] = slice(cut[0], size - cut[1])
         outer[d] = slice(max(before, 0), shape[d] - max(after, 0))
     inner, outer = tuple(inner), tuple(outer)
-    out = np.full(shape, 0 if value is None else value, a.dtype)
+    out = np.full_like(a, 0 if value is None else value, shape=shape, order="C")
     out[outer] = a[inner]
     whole, old = all(n >= 0 for n in sides), a.shape
 
     def backward(g):
         if whole:
             return (g[outer],)
-        gx = np.zeros(old, g.dtype)
+        gx = np.zeros(old, g.dtype, like=g)
         gx[inner] = g[outer]
         return (gx,)
     return record(out, (input,), backward)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from ..device import as_array
 from ..sinks import Deferred
 from ..tensor import Tensor, record
 from . import unary
@@ -18,8 +19,8 @@ from .precision import arithmetic, autocasts
 def _total(a, axes, keepdim):
     """Sum over `axes`. Integers and bools sum to int64."""
     if a.dtype.kind != "f":
-        return np.add.reduce(a, axis=axes, dtype=np.int64, keepdims=keepdim)
-    return np.add.reduce(a, axis=axes, keepdims=keepdim)
+        return a.sum(axis=axes, dtype=np.int64, keepdims=keepdim)
+    return a.sum(axis=axes, keepdims=keepdim)
 
 
 def _spread(g, like, axes):
@@ -38,7 +39,7 @@ def sum(x, dim=None, keepdim=False):
     Raises IndexError for a dim that x has not, RuntimeError for one named twice.
     """
     a = x.array
-    axes, like = reduced_axes("sum", dim, a.ndim), Like(a.shape, a.dtype)
+    axes, like = reduced_axes("sum", dim, a.ndim), Like(a.shape, a.dtype, a.device)
     out = _total(a, axes, keepdim)
     return record(out, (x,), lambda g: (_spread(g, like, axes),))
 
@@ -54,7 +55,7 @@ def mean(x, dim=None, keepdim=False):
     a = x.array
     if a.dtype.kind != "f":
         raise RuntimeError(f"mean: a floating type is needed, not {x.dtype}")
-    axes, like = reduced_axes("mean", dim, a.ndim), Like(a.shape, a.dtype)
+    axes, like = reduced_axes("mean", dim, a.ndim), Like(a.shape, a.dtype, a.device)
     count = 1
     for axis in axes:
         count *= a.shape[axis]
@@ -78,13 +79,13 @@ def _variance(name, x, dim, unbiased, keepdim, correction):
     axes = reduced_axes(name, dim, a.ndim)
     count = math.prod([a.shape[axis] for axis in axes])
     free = float(count - correction) if count > correction else 0.0
-    mean = np.asarray(_total(a, axes, True) / count)
-    squares = np.asarray(a - mean)
+    mean = as_array(_total(a, axes, True) / count)
+    squares = as_array(a - mean)
     squares *= squares
-    out = np.asarray(_total(squares, axes, True) / free)
+    out = as_array(_total(squares, axes, True) / free)
 
     def slope(g):
-        gx = np.asarray(a - mean)
+        gx = as_array(a - mean)
         gx *= 2 * g.reshape(mean.shape)
         gx /= free
         return gx.astype(a.dtype, copy=False)
@@ -157,9 +158,12 @@ def logsumexp(x, dim, keepdim=False):
     """log(sum of exp(x)) over `dim` (int or tuple), without overflow; -inf of nothing."""
     a = floating(x.array)
     axes = reduced_axes("logsumexp", dim, a.ndim)
-    largest = np.maximum.reduce(a, axis=axes, keepdims=True, initial=-np.inf)
+    if 0 in [a.shape[axis] for axis in axes]:
+        largest = a.sum(axis=axes, keepdims=True)  # of nothing: 0
+    else:
+        largest = a.max(axis=axes, keepdims=True)
     largest = np.where(np.isfinite(largest), largest, 0)
-    total = np.add.reduce(np.exp(a - largest), axis=axes, keepdims=True)
+    total = np.exp(a - largest).sum(axis=axes, keepdims=True)
     out = np.log(total) + largest
 
     def backward(g):
@@ -198,14 +202,14 @@ def prod(x, dim=None, keepdim=False):
     axis = None if dim is None else normal_dim(dim, a.ndim)
     rows = a.reshape(1, -1) if dim is None or not a.ndim else np.moveaxis(a, axis, -1)
     dtype = a.dtype if a.dtype.kind == "f" else np.int64
-    out = np.multiply.reduce(rows, axis=-1, dtype=dtype)
+    out = rows.prod(axis=-1, dtype=dtype)
     axes = range(a.ndim) if dim is None else (axis,)
 
     def backward(g):
         # Of each element the product of those before it times the product of those after it.
         before, after = np.ones_like(rows), np.ones_like(rows)
-        np.cumprod(rows[..., :-1], -1, out=before[..., 1:])
-        np.cumprod(rows[..., :0:-1], -1, out=after[..., -2::-1])
+        before[..., 1:] = np.cumprod(rows[..., :-1], -1)
+        after[..., -2::-1] = np.cumprod(rows[..., :0:-1], -1)
         before *= after
         before *= g.reshape(out.shape)[..., None]
         gx = before if dim is None or not a.ndim else np.moveaxis(before, -1, axis)
@@ -213,20 +217,21 @@ def prod(x, dim=None, keepdim=False):
     return record(out.reshape(_shape_without(axes, a.shape, keepdim)), (x,), backward, (x,))
 
 
-def _truth(name, x, dim, keepdim, ufunc):
+def _truth(name, x, dim, keepdim, method):
     """Bools, but uint8 of uint8, as in PyTorch."""
     a = x.array
-    out = ufunc.reduce(a.astype(bool), axis=reduced_axes(name, dim, a.ndim), keepdims=keepdim)
-    return Tensor(np.asarray(out, np.uint8 if a.dtype == np.uint8 else bool))
+    axes = reduced_axes(name, dim, a.ndim)
+    out = as_array(getattr(a.astype(bool), method)(axis=axes, keepdims=keepdim))
+    return Tensor(out.astype(np.uint8 if a.dtype == np.uint8 else bool))
 
 
 @method()
 def any(x, dim=None, keepdim=False):
     """Whether an element over `dim` (int or tuple; None: all) is not 0; False of nothing."""
-    return _truth("any", x, dim, keepdim, np.logical_or)
+    return _truth("any", x, dim, keepdim, "any")
 
 
 @method()
 def all(x, dim=None, keepdim=False):
     """Whether no element over `dim` (int or tuple; None: all) is 0; True of nothing."""
-    return _truth("all", x, dim, keepdim, np.logical_and)
+    return _truth("all", x, dim, keepdim, "all")

@@ -1,14 +1,17 @@
 """Random tensors. They come from the rank's sequential generator, which `minipar.manual_seed`
 seeds, or from `generator`: a `minipar.Generator`, or any `numpy.random.Generator`.
 
-Each draw depends on all before it. What must not depend on who draws first, initial weights and
-dropout, does not come from here (see `minipar/random.py`). No draw is recorded.
+They are drawn on the CPU and then put on `device` (None: the CPU; of the `_like` functions: where
+x is), so that every device has the same numbers. Each draw depends on all before it. What must not
+depend on who draws first, initial weights and dropout, does not come from here (see
+`minipar/random.py`). No draw is recorded.
 """
 
 import numpy as np
 
 from .. import dtypes
 from ..context import current
+from ..device import device_of, host
 from .base import method, wide
 from .creation import like, made, sizes, storage_of
 
@@ -42,30 +45,32 @@ def _normal(name, shape, dtype, generator):
     return np.asarray(source.standard_normal(shape, wide(dtype))).astype(dtype, copy=False)
 
 
-def rand(*size, generator=None, dtype=None, requires_grad=False):
+def rand(*size, generator=None, dtype=None, requires_grad=False, device=None):
     """Uniform random numbers of [0, 1), in a floating dtype (None: the default)."""
-    return made(_uniform("rand", sizes("rand", size), dtype, generator), requires_grad)
+    return made(_uniform("rand", sizes("rand", size), dtype, generator), requires_grad, device)
 
 
-def randn(*size, generator=None, dtype=None, requires_grad=False):
+def randn(*size, generator=None, dtype=None, requires_grad=False, device=None):
     """Normal random numbers, mean 0 and variance 1, in a floating dtype (None: the default)."""
-    return made(_normal("randn", sizes("randn", size), dtype, generator), requires_grad)
+    return made(_normal("randn", sizes("randn", size), dtype, generator), requires_grad, device)
 
 
-def rand_like(x, dtype=None, requires_grad=False):
+def rand_like(x, dtype=None, requires_grad=False, device=None):
     """`rand` in the shape of x, and in its dtype if `dtype` is None."""
     array, storage = like("rand_like", x, dtype)
-    return made(_uniform("rand_like", array.shape, storage, None), requires_grad)
+    return made(_uniform("rand_like", array.shape, storage, None), requires_grad,
+                device or device_of(array))
 
 
-def randn_like(x, dtype=None, requires_grad=False):
+def randn_like(x, dtype=None, requires_grad=False, device=None):
     """`randn` in the shape of x, and in its dtype if `dtype` is None."""
     array, storage = like("randn_like", x, dtype)
-    return made(_normal("randn_like", array.shape, storage, None), requires_grad)
+    return made(_normal("randn_like", array.shape, storage, None), requires_grad,
+                device or device_of(array))
 
 
 def randint(low=0, high=None, size=None, *, generator=None, dtype=dtypes.int64,
-            requires_grad=False):
+            requires_grad=False, device=None):
     """Random integers of [low, high), all equally likely: randint(high, size) or with low first.
 
     size: a tuple. Raises ValueError if there is none, or if `dtype` does not hold them.
@@ -81,15 +86,15 @@ def randint(low=0, high=None, size=None, *, generator=None, dtype=dtypes.int64,
     storage, source = storage_of(dtype), _source("randint", generator)
     drawn = source.integers(low, high, sizes("randint", (size,)),
                             np.int64 if storage.kind in dtypes.FLOATING else storage)
-    return made(np.asarray(drawn, storage), requires_grad)
+    return made(np.asarray(drawn, storage), requires_grad, device)
 
 
-def randperm(n, *, generator=None, dtype=dtypes.int64, requires_grad=False):
+def randperm(n, *, generator=None, dtype=dtypes.int64, requires_grad=False, device=None):
     """The integers below n in random order, all orders equally likely: (n,)."""
     if n < 0:
         raise ValueError(f"randperm: n must not be negative, not {n}")
     drawn = _source("randperm", generator).permutation(n)
-    return made(drawn.astype(storage_of(dtype)), requires_grad)
+    return made(drawn.astype(storage_of(dtype)), requires_grad, device)
 
 
 @method()
@@ -98,12 +103,12 @@ def bernoulli(x, *, generator=None):
 
     Raises ValueError for an element that is no probability.
     """
-    p = x.array
+    p = host(x.array)
     _floating("bernoulli", x.dtype)
     if not np.all((p >= 0) & (p <= 1)):
         raise ValueError("bernoulli: an element of x is not between 0 and 1")
     drawn = _source("bernoulli", generator).random(p.shape)
-    return made(np.asarray(drawn < p, p.dtype), False)
+    return made(np.asarray(drawn < p, p.dtype), False, x.device)
 
 
 @method()
@@ -115,7 +120,7 @@ def multinomial(x, num_samples, replacement=False, *, generator=None):
     and they stand in the order drawn. Raises ValueError for other shapes and values, for a row of
     zeros, and for more samples than there are elements that can be drawn.
     """
-    weights = np.atleast_2d(x.array)
+    weights = np.atleast_2d(host(x.array))
     _floating("multinomial", x.dtype)
     if x.ndim not in (1, 2):
         raise ValueError(f"multinomial: a vector or a matrix is needed, not shape {x.shape}")
@@ -131,7 +136,7 @@ def multinomial(x, num_samples, replacement=False, *, generator=None):
     source = _source("multinomial", generator)
     draw = _with_replacement if replacement else _without_replacement
     drawn = draw(weights.astype(np.float64), num_samples, source).astype(np.int64, copy=False)
-    return made(drawn.reshape(*x.shape[:-1], num_samples), False)
+    return made(drawn.reshape(*x.shape[:-1], num_samples), False, x.device)
 
 
 def _with_replacement(weights, count, source):

@@ -186,7 +186,7 @@ def broadcast_to(x, *size):
         elif old not in (1, n):
             raise ValueError(f"expand: {a.shape} cannot become {tuple(size)}: {old} != {n} "
                              f"in dim {d}")
-    like = Like(a.shape, a.dtype)
+    like = Like(a.shape, a.dtype, a.device)
     # NumPy's result is not writeable, which is right where elements share a place, and only there.
     same = tuple(size) == (1,) * added + a.shape
     out = a[(None,) * added] if same else np.broadcast_to(a, size)
@@ -204,4 +204,4 @@ def contiguous(x):
     """x itself if its elements lie in C order, else a copy that does."""
     if x.array.flags.c_contiguous:
         return x
-    return record(np.ascontiguousarray(x.array), (x,), lambda g: (g,))
+    return record(np.ascontiguousarray(x.array, like=x.array), (x,), lambda g: (g,))

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..device import device_of, on, on_gpu
 from ..dtypes import FLOATING
 from ..execution import Kernel
 from ..tensor import record
@@ -22,16 +23,30 @@ def _kernel(name, a, dim):
     """The kernel for the rows of `a` along `dim`, as a function of arrays; None without one."""
     if dim != a.ndim - 1 or not a.size or not a.flags.c_contiguous:
         return None
-    run, n = _KERNELS[name].build(a.dtype), a.shape[-1]
+    run, n = _KERNELS[name].build(a), a.shape[-1]
     return run and (lambda *arrays: run(*arrays, a.size // n, n))
 
 
-@lru_cache(maxsize=16)
-def ones(count, dtype):
-    """A vector of ones that nobody writes to: a dot product with it is the fastest sum of a row."""
-    vector = np.ones(count, dtype)
-    vector.flags.writeable = False
+def ones(count, like):
+    """A vector of ones of an array's dtype, where it is, that nobody writes to: a dot product with
+    it is the fastest sum of a row.
+    """
+    return constant(1, count, like.dtype, device_of(like))
+
+
+@lru_cache(maxsize=32)
+def constant(value, count, dtype, device):
+    """A vector of equal numbers on a device that nobody writes to."""
+    with on(device) as module:
+        vector = module.full(count, value, dtype)
+    if module is np:
+        vector.flags.writeable = False
     return vector
+
+
+def row_dots(a, b):
+    """The dot products of the rows of `a` and `b`: (..., n), (..., n) -> (...)."""
+    return np.einsum("...i,...i->...", a, b) if on_gpu(a) else np.vecdot(a, b)
 
 
 def row_max(rows, starts):
@@ -46,17 +61,17 @@ def row_max(rows, starts):
 def _shifted(a, dim):
     """A new array: `a` (not empty, dim the last or not) minus the maximum along `dim`."""
     if dim != a.ndim - 1:
-        return a - np.maximum.reduce(a, axis=dim, keepdims=True)
+        return a - a.max(axis=dim, keepdims=True)
     rows = a.reshape(-1, a.shape[-1])
-    largest = row_max(rows, np.arange(0, a.size, a.shape[-1]))
+    largest = row_max(rows, np.arange(0, a.size, a.shape[-1], like=a))
     return np.subtract(rows, largest[:, None]).reshape(a.shape)
 
 
 def _row_sum(a, dim):
     """Sum along `dim`, which is kept."""
     if dim != a.ndim - 1:
-        return np.add.reduce(a, axis=dim, keepdims=True)
-    return np.vecdot(a, ones(a.shape[-1], a.dtype))[..., None]
+        return a.sum(axis=dim, keepdims=True)
+    return row_dots(a, ones(a.shape[-1], a))[..., None]
 
 
 def _input(name, x, dim):
@@ -78,7 +93,7 @@ def softmax(x, dim):
     if run is None and a.itemsize == 2:
         return in_float32(softmax, x, dim)
     if run:
-        y = np.empty(a.shape, a.dtype)
+        y = np.empty_like(a)
         run(for_kernel(a), y)
     elif a.size:
         y = _shifted(a, dim)
@@ -91,14 +106,14 @@ def softmax(x, dim):
         # dx = y (g - sum(g y)): the sum as dot products where rows are contiguous.
         g = g.astype(y.dtype, copy=False).reshape(y.shape)
         if run := _kernel("softmax_backward", y, dim):
-            gx = np.empty(y.shape, y.dtype)
+            gx = np.empty_like(y)
             run(y, for_kernel(g), gx)
             return (gx.reshape(shape),)
         if dim == y.ndim - 1:
-            gx = g - np.vecdot(g, y)[..., None]
+            gx = g - row_dots(g, y)[..., None]
         else:
             gx = g * y
-            np.subtract(g, np.add.reduce(gx, axis=dim, keepdims=True), out=gx)
+            np.subtract(g, gx.sum(axis=dim, keepdims=True), out=gx)
         gx *= y
         return (gx.reshape(shape),)
     return record(y.reshape(shape), (x,), backward, saves_output=True)
@@ -114,7 +129,7 @@ def log_softmax(x, dim):
     if run is None and a.itemsize == 2:
         return in_float32(log_softmax, x, dim)
     if run:
-        y = np.empty(a.shape, a.dtype)
+        y = np.empty_like(a)
         run(for_kernel(a), y)
     elif a.size:
         y = _shifted(a, dim)
@@ -126,7 +141,7 @@ def log_softmax(x, dim):
         # dx = g - exp(y) sum(g)
         g = g.astype(y.dtype, copy=False).reshape(y.shape)
         if run := _kernel("log_softmax_backward", y, dim):
-            gx = np.empty(y.shape, y.dtype)
+            gx = np.empty_like(y)
             run(y, for_kernel(g), gx)
             return (gx.reshape(shape),)
         gx = np.exp(y)

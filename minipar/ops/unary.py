@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from ..device import as_array
 from ..dtypes import FLOATING
 from ..execution import Kernel
 from ..tensor import record
@@ -94,7 +95,7 @@ def tanh(x):
         gx = gradient_by_kernel(_TANH_BACKWARD, out, g)
         if gx is not None:
             return (gx,)
-        gx = np.asarray(out * out)  # of 0-d arrays NumPy makes scalars, which out= refuses
+        gx = as_array(out * out)  # of 0-d arrays NumPy makes scalars, which out= refuses
         np.subtract(1, gx, out=gx)
         return (np.multiply(gx, g, out=gx),)
     return record(out, (x,), backward, saves_output=True)

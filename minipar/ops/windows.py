@@ -77,12 +77,12 @@ class Images:
 
     def lay(self, a):
         """`a` (N, C, ., .) in the memory order, contiguous."""
-        return np.ascontiguousarray(a.transpose(self._order))
+        return np.ascontiguousarray(a.transpose(self._order), like=a)
 
-    def empty(self, size, dtype):
-        """A new array of images of (height, width) `size`, in the memory order."""
+    def empty(self, size, dtype, like):
+        """A new array of images of (height, width) `size`, in the memory order, beside `like`."""
         shape = *self._channels, *size
-        return np.empty([shape[axis] for axis in self._order], dtype)
+        return np.empty([shape[axis] for axis in self._order], dtype, like=like)
 
     def run(self, kernel, *arrays, rows):
         """Run a kernel over images of so many rows."""

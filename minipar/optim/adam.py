@@ -47,7 +47,7 @@ class Adam(Optimizer):
             raise ValueError("a group has amsgrad but the optimizer was made without")
 
     def _launch(self, p, grad, scale, states, group, step):
-        run = (_AMSGRAD if group["amsgrad"] else _ADAM).build(p.dtype)
+        run = (_AMSGRAD if group["amsgrad"] else _ADAM).build(p)
         if run is None:
             return False
         m, v, *largest = states

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from ..context import enable_grad, recorded
+from ..device import device_of
 from ..nn.flat import flatten
 from ..nn.parameter import Parameter
 from ..nn.utils import sum_of_squares
@@ -66,8 +67,8 @@ class Optimizer(Saving):
         self._steps = np.array([steps.get(id(p), 0) for p, *_ in self._order], np.int64)
         self._sinks = [flat.sinks[flat.index[id(p)]] for p, _, flat, *_ in self._order]
         self._fresh = None  # which had no gradient when the stretches were last cut
-        self._scratch = {d: np.empty((2, BLOCK), wide(d))
-                         for d in {f.data.dtype for f in self._flats}}
+        self._scratch = {(f.data.dtype, device_of(f.data)): np.empty(
+            (2, BLOCK), wide(f.data.dtype), like=f.data) for f in self._flats}
 
     def _complete(self, group):
         """A group with all options, checked, its parameters in a list and names in another."""
@@ -187,7 +188,7 @@ class Optimizer(Saving):
 
     @np.errstate(all="ignore")  # Inf and NaN pass, as in backward
     def _in_blocks(self, p, grad, scale, states, group, step):
-        scratch = self._scratch[p.dtype]
+        scratch = self._scratch[p.dtype, device_of(p)]
         for a in range(0, len(p), BLOCK):
             own = [array[a:a + BLOCK] for array in (p, grad, *states)]
             block = [array.astype(scratch.dtype, copy=False) for array in own]  # of 16 bits: copies

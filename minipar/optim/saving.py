@@ -7,6 +7,7 @@ knows of the flat memory that the state lies in.
 
 import numpy as np
 
+from ..device import assign
 from ..dtypes import array_of
 from ..tensor import Tensor
 
@@ -151,7 +152,7 @@ class Saving:
         for i, (step, arrays) in entries:
             self._steps[i] = step
             for key, own in self._arrays(i).items():
-                own[...] = arrays.get(key, 0)
+                assign(own, arrays.get(key, np.zeros((), own.dtype)))
 
     def __getstate__(self):
         raise TypeError("an optimizer is not copied or pickled: use its state_dict()")

@@ -34,7 +34,7 @@ class SGD(Optimizer):
 
     def _launch(self, p, grad, scale, states, group, step):
         momentum = group["momentum"]
-        run = (_MOMENTUM if momentum else _PLAIN).build(p.dtype)
+        run = (_MOMENTUM if momentum else _PLAIN).build(p)
         if run is None:
             return False
         common = len(p), scale, group["weight_decay"], group["lr"]

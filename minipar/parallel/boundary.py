@@ -7,6 +7,7 @@ both ends know how long every message is.
 import numpy as np
 
 from .. import dtypes
+from ..device import CPU, put
 
 _HEADER = 16  # integers: number of dims, dims of one sample, the dtype's number
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
@@ -17,12 +18,13 @@ class Boundary:
 
     comm: the ranks of the pipeline; peer: the other one of the two. microbatches: of a step.
     varying: whether samples have another shape in every message, which is then told each time.
+    device: where what arrives is to be; it travels by way of the host's memory.
     """
 
-    def __init__(self, comm, peer, stage, microbatches, varying=False):
+    def __init__(self, comm, peer, stage, microbatches, varying=False, device=CPU):
         self._comm, self._peer, self._varying = comm, peer, varying
         self._tag, self._count = stage * (2 * microbatches + 2), microbatches
-        self._stage, self._form = stage, None
+        self._stage, self._form, self._device = stage, None, device
         self._telling = None  # the form, on its way
 
     def __repr__(self):
@@ -79,7 +81,7 @@ class Boundary:
 
         def arrived():
             work.wait()
-            return array
+            return put(array, self._device)
         return arrived
 
 

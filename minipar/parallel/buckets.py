@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 
+from ..device import assign, host, on_gpu
 from ..nn.flat import flatten
 from .hooks.bucket import GradBucket, Hooked
 
@@ -53,7 +54,7 @@ class Buckets:
                              "wrap the module before making the optimizer")
         self._buckets, self._of = [], {}
         for flat in self.flats:
-            if comm.size > 1 and algorithm in ("auto", "shared"):
+            if comm.size > 1 and algorithm in ("auto", "shared") and not on_gpu(flat.data):
                 # Where ranks share memory, they reduce straight from each other's gradients.
                 flat.move_gradients(comm.empty(flat.reduced.shape, flat.reduced.dtype))
             self._cut(flat, max(1, int(capacity)), algorithm)
@@ -132,8 +133,9 @@ class Buckets:
     def start(self):
         """Start what has not started yet; parameters without a gradient count as 0."""
         for flat in self.flats:
-            for i, p in enumerate(flat.parameters):
-                flat.used[i] = not p.sink.fresh
+            used = [not p.sink.fresh for p in flat.parameters]
+            assign(flat.used, np.array(used, flat.used.dtype))
+            for p in flat.parameters:
                 if p.sink.fresh:
                     p.sink.out_buffer()[...] = 0
         for bucket in self._buckets[self._started:]:
@@ -148,8 +150,8 @@ class Buckets:
         if self.comm.size > 1 and self._buckets:
             self.overlap = share_before(waits, [bucket.plan for bucket in self._buckets])
         for flat in self.flats:
-            for i, p in enumerate(flat.parameters):
-                p.sink.fresh = not flat.used[i]
+            for p, used in zip(flat.parameters, host(flat.used).tolist()):
+                p.sink.fresh = not used
             if self._mean and self.comm.size > 1:
                 np.divide(flat.grad, self.comm.size, out=flat.grad)
         self._started = 0

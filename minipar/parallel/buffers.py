@@ -28,13 +28,13 @@ class Buffers:
 
 
 def pack(tensors):
-    """Move tensors into one array for each of their dtypes; returns these arrays."""
+    """Move tensors into one array for each of their dtypes and devices; returns these arrays."""
     groups = {}
     for t in tensors:
-        groups.setdefault(t.array.dtype, []).append(t)
+        groups.setdefault((t.array.dtype, t.device), []).append(t)
     packed = []
-    for dtype, members in groups.items():
-        array, at = np.empty(sum(t.numel() for t in members), dtype), 0
+    for (dtype, _), members in groups.items():
+        array, at = np.empty(sum(t.numel() for t in members), dtype, like=members[0].array), 0
         for t in members:
             view = array[at:at + t.numel()].reshape(t.shape)
             view[...] = t.array

@@ -8,6 +8,7 @@ numbers of rows forward, two backward (Lepikhin et al. 2020, "GShard"). No row i
 import numpy as np
 
 from .. import nn
+from ..device import host
 from ..nn import functional as F
 from ..ops.indexing import gather, index_select
 from ..ops.joining import cat
@@ -18,7 +19,7 @@ def exchange_rows(x, sent, received, comm):
     """The rows of x (N, features): the next sent[i] go to rank i. Returns what comes from rank 0,
     rank 1, ..., received[i] rows each; backward sends gradients the way back."""
     def pass_rows(rows, counts):
-        return comm.all_to_all_v(np.ascontiguousarray(rows), counts)[0]
+        return comm.all_to_all_v(np.ascontiguousarray(rows, like=rows), counts)[0]
     return record(pass_rows(x.array, sent), (x,), lambda g: (pass_rows(g, received),))
 
 
@@ -51,8 +52,8 @@ class MixtureOfExperts(nn.Module):
         """x (..., features) -> the same shape. Called by all ranks, whatever number of rows."""
         rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.reshape(0, x.shape[-1])
         logits = self.gate(rows)
-        chosen = np.argsort(-logits.array, axis=1, kind="stable")[:, :self.k]
-        weights = F.softmax(gather(logits, 1, Tensor(chosen)), 1)
+        chosen = np.argsort(-host(logits.array), axis=1, kind="stable")[:, :self.k]
+        weights = F.softmax(gather(logits, 1, Tensor(chosen).to(x.device)), 1)
         by_expert = np.argsort(chosen.reshape(-1), kind="stable")  # of the pairs (row, choice)
         given = np.bincount(chosen.reshape(-1), minlength=self.count)
         answers = self._answers(_take(rows, by_expert // self.k), given)
@@ -78,4 +79,4 @@ class MixtureOfExperts(nn.Module):
 
 
 def _take(rows, order):
-    return index_select(rows, 0, Tensor(order))
+    return index_select(rows, 0, Tensor(order).to(rows.device))

@@ -6,6 +6,8 @@ no other rank ever holds more than its own and one array on its way.
 
 import numpy as np
 
+from ..device import host
+
 
 def gather_whole(comm, mine):
     """{name: whole array} on rank 0, {} elsewhere. Collective.
@@ -26,7 +28,7 @@ def gather_whole(comm, mine):
                 comm.send(mine[name][0], 0)
             if comm.rank != 0:
                 continue
-            piece = mine[name][0] if root == 0 else np.empty(shape, dtype)
+            piece = host(mine[name][0]) if root == 0 else np.empty(shape, dtype)
             if root != 0:
                 comm.recv(piece, root)
             if shard is None:

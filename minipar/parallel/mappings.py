@@ -14,6 +14,7 @@ sequence). All ranks of `comm` call each with tensors of equal shapes, and go ba
 
 import numpy as np
 
+from ..device import as_array
 from ..tensor import record
 
 
@@ -57,7 +58,7 @@ def own_piece(x, comm, dim):
 
 
 def _sum(a, comm):
-    out = np.array(a, order="C")
+    out = as_array(a).copy(order="C")
     comm.all_reduce(out)
     return out
 
@@ -77,11 +78,12 @@ def _scatter_sum(a, comm, dim):
 def _gather(a, comm, dim, length=None):
     n = a.shape[dim]
     if length is None:
-        return np.concatenate(comm.all_gather(np.ascontiguousarray(a)), axis=dim)
-    longest = -(-length // comm.size)
+        pieces = comm.all_gather(np.ascontiguousarray(a, like=a))
+        return np.concatenate(list(pieces), axis=dim)
+    longest, before = -(-length // comm.size), (slice(None),) * dim
     if n < longest:  # all ranks send as much
-        a = np.concatenate([a, np.zeros_like(a.take([0], axis=dim))], axis=dim)
-    pieces = comm.all_gather(np.ascontiguousarray(a))
+        a = np.concatenate([a, np.zeros_like(a[(*before, slice(1))])], axis=dim)
+    pieces = comm.all_gather(np.ascontiguousarray(a, like=a))
     ends = [i * length // comm.size for i in range(comm.size + 1)]
-    return np.concatenate([piece.take(range(stop - start), axis=dim) for piece, start, stop in
+    return np.concatenate([piece[(*before, slice(stop - start))] for piece, start, stop in
                            zip(pieces, ends, ends[1:])], axis=dim)

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from ..context import batch_position, current, no_grad
+from ..device import CPU
 from ..tensor import Tensor, backward
 from .boundary import Boundary
 from .buckets import Buckets
@@ -32,11 +33,12 @@ class Pipeline:
                before its backward, a function.
     varying:   samples may have another shape in every micro-batch; otherwise the shape of what
                passes between two stages is agreed once.
+    device:    where the part is.
     """
 
     def __init__(self, part, schedule, comm, replicas, loss, *, bucket_cap_mb=25,
                  algorithm="auto", recompute=False, varying=False, precision=nullcontext,
-                 scale=lambda loss: loss):
+                 scale=lambda loss: loss, device=CPU):
         if schedule.ranks != comm.size:
             raise ValueError(f"schedule {schedule.name} is for {schedule.ranks} ranks, the "
                              f"pipeline has {comm.size}")
@@ -47,7 +49,7 @@ class Pipeline:
         # {stage: the Boundary in front of it}, for those between this rank and another one.
         self.boundaries = {
             s: Boundary(comm, owners[s] if owners[s - 1] == comm.rank else owners[s - 1], s,
-                        schedule.microbatches, varying)
+                        schedule.microbatches, varying, device)
             for s in range(1, schedule.stages)
             if comm.rank in owners[s - 1:s + 1] and owners[s - 1] != owners[s]}
         self._make_buckets(replicas, bucket_cap_mb * 2**20, algorithm)

@@ -30,13 +30,14 @@ class Pipelined(Trainer):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
         self.scaler = scaler or GradScaler(enabled=False)
+        self.device = next(model.parameters()).device
         self.counts = counts or balanced(parameter_counts(model), schedule.stages)
         self.module = Part(model, self.counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
         replicas = mesh.split(comm, "dp")
         self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), replicas, loss,
                                  recompute=recompute, algorithm=algorithm, precision=precision,
-                                 scale=self.scaler.scale)
+                                 scale=self.scaler.scale, device=self.device)
         self._buffers = Buffers(self.module, replicas)
         self._virtual = virtual and VirtualCompute(self.pipeline, virtual)
         self.optimizer = make_optimizer(self.module)

@@ -20,6 +20,7 @@ import numpy as np
 from ..dtypes import FLOATING
 from ..ops.base import quiet
 from ..ops.precision import autocasts
+from ..ops.softmax import row_dots
 from ..tensor import record
 
 
@@ -43,7 +44,7 @@ def ring_attention(query, key, value, comm, *, is_causal=False, scale=None):
     dtype, scale = q.dtype, 1 / math.sqrt(q.shape[-1] or 1) if scale is None else float(scale)
     if dtype.itemsize == 2:
         q, k, v = (a.astype(np.float32) for a in (q, k, v))
-    largest = np.full(q.shape[:-1], -np.inf, q.dtype)
+    largest = np.full_like(q, -np.inf, shape=q.shape[:-1])
     total, out = np.zeros_like(largest), np.zeros_like(v)
     travelling = k, v
     for hop in range(comm.size):
@@ -63,7 +64,7 @@ def ring_attention(query, key, value, comm, *, is_causal=False, scale=None):
 
     def backward(g):
         g = g.astype(q.dtype, copy=False)
-        mean = np.vecdot(g, out)[..., None]  # of p's gradient, over the keys
+        mean = row_dots(g, out)[..., None]  # of p's gradient, over the keys
         gq, travelling = np.zeros_like(q), (k, v)
         home = np.zeros_like(k), np.zeros_like(v)
         for hop in range(comm.size):
@@ -94,7 +95,7 @@ def _behind(comm, hop, is_causal):
 def _scores(q, k, scale, triangle):
     scores = (q * scale) @ k.swapaxes(-1, -2)
     if triangle:
-        scores += np.triu(np.full(scores.shape[-2:], -np.inf, scores.dtype), 1)
+        scores += np.triu(np.full_like(scores, -np.inf, shape=scores.shape[-2:]), 1)
     return scores
 
 
@@ -103,7 +104,7 @@ def _pass_on(comm, arrays, tag=0):
     rank's and returns them."""
     if comm.size == 1:
         return lambda: arrays
-    arriving = tuple(np.empty(a.shape, a.dtype) for a in arrays)
+    arriving = tuple(np.empty(a.shape, a.dtype, like=a) for a in arrays)
     works = []
     for i, (a, new) in enumerate(zip(arrays, arriving)):
         works.append(comm.irecv(new, (comm.rank - 1) % comm.size, tag + i))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..amp import GradScaler
 from ..context import batch_position, no_grad
+from ..device import CPU, as_array
 from ..tensor import Tensor
 from .ddp import DistributedDataParallel
 from .gather import gather_whole, scatter_pieces
@@ -48,6 +49,7 @@ class Trainer:
     """
 
     comm = mesh = module = optimizer = scaler = None
+    device = CPU  # where it computes
     everywhere = False
     staleness = None  # updates made between reading parameters and applying their gradient
     overlap = None  # share of the last step's reductions that ran beside computation, if known
@@ -137,7 +139,7 @@ class Trainer:
         tensors, places = dict(self.module.named_state()), self._places()
         model = {k: (t.array, getattr(t, "placement", None)) for k, t in tensors.items()}
         state = self.optimizer.named_state(self.module)
-        optimizer = {k: (np.asarray(v), places[k.rpartition(".")[0]] if np.ndim(v) else None)
+        optimizer = {k: (as_array(v), places[k.rpartition(".")[0]] if np.ndim(v) else None)
                      for k, v in state.items()}
         if not self._gives():
             model, optimizer = {}, {}
@@ -182,6 +184,7 @@ class Replicated(Trainer):
         if hook:
             self.model.register_comm_hook(*hook)
         self.module, self.optimizer = module, make_optimizer(self.model)
+        self.device = next((p.device for p in module.parameters()), CPU)
 
     def gradients(self, inputs, targets, shard, step, stop):
         totals, at = np.array([0.0, 0.0, stop]), 0

@@ -85,12 +85,12 @@ def vocab_parallel_cross_entropy(logits, targets, length, comm, *, ignore_index=
     if dtype.itemsize == 2:
         a = a.astype(np.float32)
     t, kept, count = check_targets("cross_entropy", targets.array, length, ignore_index)
-    kept = np.ones(len(t), bool) if kept is None else kept
+    kept = np.ones_like(t, bool) if kept is None else kept
     here = np.flatnonzero((t >= start) & (t < stop))
     largest = a.max(axis=1)
     comm.all_reduce(largest, "max")
     e = a - largest[:, None]
-    sums = np.zeros((2, len(t)), a.dtype)  # of the exponentials; of the target's own logit
+    sums = np.zeros((2, len(t)), a.dtype, like=a)  # of the exponentials; of the target's own logit
     sums[1, here] = e[here, t[here] - start]
     np.exp(e, out=e)
     np.sum(e, axis=1, out=sums[0])
@@ -102,4 +102,4 @@ def vocab_parallel_cross_entropy(logits, targets, length, comm, *, ignore_index=
         gx = e * (g * kept / sums[0])[:, None]
         gx[here, t[here] - start] -= g * kept[here]
         return (gx.astype(dtype, copy=False),)
-    return record(np.add.reduce(losses).astype(dtype), (logits,), backward), count
+    return record(losses.sum().astype(dtype), (logits,), backward), count

@@ -20,6 +20,7 @@ class Transport:
     size = 1
     max_tag = 2**20
     members = None  # of a subgroup: its ranks, as numbered in the world
+    takes_device_memory = False  # whether messages may lie in the memory of a GPU
     label = ()  # of a subgroup: tells it from others, and is equal on all of its ranks
 
     def send_init(self, array, peer, tag):

@@ -1,5 +1,6 @@
 """Ranks as MPI processes. The only file that imports mpi4py's MPI."""
 
+import ctypes
 import os
 import time
 
@@ -25,6 +26,7 @@ class Mpi(Transport):
         self.max_tag = min(2**24, 32767 if upper is None else upper) - 1
         self._goodbye = self.max_tag + 1
         self._gone, self.members, self.label = set(), members, label
+        self.takes_device_memory = is_cuda_aware()
 
     def send_init(self, array, peer, tag):
         return self.comm.Send_init([as_bytes(array), MPI.BYTE], peer, tag)
@@ -84,6 +86,19 @@ class Mpi(Transport):
 def as_bytes(array):
     """The memory of a contiguous array, as MPI.BYTE."""
     return array.reshape(-1).view(np.uint8) if array.size else _NOTHING
+
+
+def is_cuda_aware():
+    """Whether the library sends from a GPU's memory: what MINIPAR_CUDA_AWARE says (0 or 1); else
+    what MPIX_Query_cuda_support does, which Open MPI and MPICH have.
+    """
+    told = os.environ.get("MINIPAR_CUDA_AWARE")
+    if told:
+        return told != "0"
+    try:
+        return bool(ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support())
+    except (OSError, AttributeError):
+        return False  # a library that cannot be asked does not
 
 
 def world():
