@@ -20,8 +20,8 @@ LAYERS = [
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace", "sim", "draw"},
-    {"options", "pipeline_options", "bench", "build", "interrupt", "report", "start", "train",
-     "doctor",
+    {"options", "pipeline_options", "bench", "build", "evaluation", "interrupt", "report",
+     "start", "train", "doctor",
      "emulate", "commands", "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks", "quantise"}
