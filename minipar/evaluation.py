@@ -1,4 +1,4 @@
-"""What a model is judged by: its loss and accuracy over a data set; and a hash of its parameters."""
+"""What a model is judged by: its loss and accuracy over a data set. A hash of its parameters."""
 
 import hashlib
 
