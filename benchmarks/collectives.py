@@ -13,9 +13,9 @@ Sections:
   scatter     reduce_scatter and all_gather, from an input to an output: auto / MPI's, from 256 KiB
   p2p         the algorithm that auto picks where no memory is shared / MPI_Allreduce, from 1 MiB
   gloo        auto / torch.distributed over gloo, 8 B to 64 MiB
-  predicted   the model's time with the machine that `minipar tune --fit` has found for ranks under
-              mpirun (--machine: another) / the measured time, of each algorithm, at sizes between
-              those of the fit
+  predicted   the model's time / the measured time, of each algorithm, at sizes between those of
+              the fit: `minipar tune --fit` is run first for as many ranks (--machine: what it has
+              written before)
   memory      one result in memory of all ranks / (n+1) bytes at the rate of all ranks' copies
 """
 
@@ -112,10 +112,9 @@ def memory(comm, o):
 
 def predicted(comm, o):
     from minipar.comm.cost import predict
-    from minipar.comm.machine import nearest_machine, read_machine
+    from minipar.comm.machine import read_machine
     from minipar.comm.program import ALGORITHMS
-    machine = (read_machine(o.machine)[0] if o.machine else
-               nearest_machine(comm.size, "mpi")[0])
+    machine = read_machine(o.machine)[0]
     found = []
     for nbytes in sizes(96, o.largest):  # the fit takes powers of two
         say(comm, f"  predicted {nbytes}")
@@ -250,13 +249,20 @@ def launch(o, ranks):
         raise SystemExit("there is no mpirun: pip install 'minipar[mpi]'")
     root = Path(__file__).resolve().parent.parent
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "rows.json")
+        out, machine = Path(folder, "rows.json"), o.machine
+        if not machine and "predicted" in o.sections.split(","):
+            machine = Path(folder, "machine.json")
+            subprocess.run(
+                [sys.executable, "-m", "minipar", "tune", "--fit", "--ranks", str(ranks),
+                 "--launcher", "mpi", "--output", machine],
+                check=True, timeout=300, env=env, stdout=sys.stderr)
         subprocess.run(
             [mpirun, "-n", str(ranks), sys.executable, __file__, "--out", out, "--sections",
              o.sections, "--seconds", str(o.seconds), "--rounds", str(o.rounds), "--cadence",
-             o.cadence, "--largest", str(o.largest), "--machine", o.machine],
-            check=True, timeout=600, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+             o.cadence, "--largest", str(o.largest), "--machine", machine],
+            check=True, timeout=600, env=env)
         return json.loads(out.read_text())
 
 
@@ -265,10 +271,11 @@ def main():
     p.add_argument("--ranks", default="2,4", help="numbers of ranks (default: %(default)s)")
     p.add_argument("--sections", default=",".join(SECTIONS), help="(default: all)")
     p.add_argument("--seconds", type=float, default=0.25, help="for each algorithm and size")
-    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--rounds", type=int, default=9)
     p.add_argument("--cadence", choices=("streaming", "isolated"), default="isolated")
     p.add_argument("--largest", type=parse_size, default=LARGEST, metavar="SIZE")
-    p.add_argument("--machine", default="", metavar="FILE", help="for the section predicted")
+    p.add_argument("--machine", default="", metavar="FILE",
+                   help="for the section predicted (default: fitted first)")
     p.add_argument("--json", metavar="FILE", help="write the table and all that was measured")
     p.add_argument("--out", help=argparse.SUPPRESS)  # on a rank: where rank 0 writes
     o = p.parse_args()
