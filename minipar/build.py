@@ -1,7 +1,6 @@
 """From the options of the main job to its model, optimizer, trainer and learning rate."""
 
 import math
-
 from contextlib import nullcontext
 
 from . import cuda, optim
@@ -9,12 +8,13 @@ from .amp import GradScaler, autocast
 from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
-from .options import SYNCS, UsageError
+from .options import UsageError
 from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
-from .parallel.sync import make_trainer
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
+from .parallel.sync import make_trainer
+from .sync_options import SYNCS
 
 # The options that shape each model: a checkpoint can be resumed with equal ones only.
 SHAPE = {"mlp": ("hidden",), "cnn": (), "resnet18": (), "resnet50": (),

@@ -14,17 +14,15 @@ from .comm.world import is_launched
 from .context import KERNELS
 from .dtypes import dtype
 from .execution.threads import get_num_threads
-from .parallel.hooks import COMPRESSIONS, compression
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
-from .parallel.sync.method import parse_method
 from .pipeline_options import add_pipeline_options, check_pipeline_options
+from .sync_options import add_sync_options, check_compress, check_method, check_sharding
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 DTYPES = ("float32", "float64")
 AMP = ("float16", "bfloat16")
-SYNCS = ("ddp", "zero1", "zero2", "zero3", "shared")
 LAUNCHERS = ("processes", "threads", "mpi")
 
 # What a model trains with if nothing else is asked for: (data, batch size, epochs, lr).
@@ -133,22 +131,11 @@ def parser():
         + ", ".join(names("all_reduce")) + "; or a program in a file of yours, proved first")
     add("--codec", type=_one_of(tuple(CODECS)), help="send the all-reduce's messages encoded: "
         + ", ".join(CODECS))
-    add("--compress", metavar="NAME[:ARG]", help="exchange compressed gradients: "
-        + ", ".join(COMPRESSIONS) + "; topk:0.01 is the part that is sent, powersgd:4 the rank. "
-        "What is lost is owed to the next step, but for fp16 and bf16, which round")
     add("--progress", type=_one_of(PROGRESS), help="reductions go on while backward computes by "
         "hooks in it (default), or by a thread beside it; also MINIPAR_PROGRESS")
     add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
         "table (default: $MINIPAR_ALGORITHMS); minipar tune writes one")
-    add("--sync", default="ddp", metavar="METHOD", help="what replicas keep and exchange: ddp "
-        "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
-        "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
-        "machine have one copy of the parameters; local:H or diloco:H average every H steps; "
-        "delayed: gradients one step late; gossip:ring (torus, exponential, complete, or edges: "
-        "0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, ssp:S: parameter "
-        "servers")
-    add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
-        "(default 1, with --sync ps, ps:async and ssp)")
+    add_sync_options(add, count)
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--device", type=_one_of(DEVICES), default="cpu", help="cpu (default), or cuda: rank r "
         "computes on GPU r of its host, counted round")
@@ -216,54 +203,6 @@ def _check_algorithm(o, replicas):
                          "or with --launcher mpi")
 
 
-def _check_method(o, world_size):
-    """Set `o.method`; returns how many ranks train."""
-    try:
-        o.method = parse_method(o.sync, world_size, o.servers)
-    except ValueError as error:
-        raise UsageError(f"argument --sync: {error}") from None
-    if o.method.name in SYNCS:
-        return world_size
-    for axis in ("pp", "tp"):
-        if getattr(o, axis) > 1:
-            raise UsageError(f"--sync {o.sync} keeps whole replicas together: not with "
-                             f"--{axis} {getattr(o, axis)}")
-    if o.method.name == "adpsgd" and o.checkpoint:
-        raise UsageError("--checkpoint needs ranks that agree on a step to write, or to stop: not "
-                         "with --sync " + o.sync)
-    if o.amp == "float16":
-        raise UsageError(f"--amp float16 scales a loss that all ranks reduce in each step: not "
-                         f"with --sync {o.sync}")
-    if o.clip and str(o.method) != "ps" and o.method.servers:
-        raise UsageError(f"--clip needs all gradients of a step together: not with --sync "
-                         f"{o.sync}")
-    if o.codec:
-        raise UsageError(f"--codec is for gradients that an all-reduce sums: not with --sync "
-                         f"{o.sync}")
-    return world_size - o.method.servers
-
-
-def _check_compress(o):
-    """Refuse a compression that there is not, or that cannot be together with other options."""
-    try:
-        state, _ = compression(o.compress)
-    except ValueError as error:
-        raise UsageError(f"argument --compress: {error}") from None
-    if o.mesh.pp * o.mesh.tp > 1:
-        raise UsageError(f"--compress {o.compress} is for replicas of whole models, not for "
-                         f"{o.mesh}")
-    if o.sync != "ddp":
-        raise UsageError(f"--compress {o.compress} is for --sync ddp, not for {o.sync}")
-    if o.codec:
-        raise UsageError(f"--compress {o.compress} and --codec {o.codec} both encode gradients")
-    if o.algorithm != "ring":
-        raise UsageError(f"--compress {o.compress} has its own collectives: --algorithm "
-                         f"{o.algorithm} would not serve")
-    if state is not None and o.amp == "float16":
-        raise UsageError(f"--compress {o.compress} owes each step what the last one lost, and "
-                         f"--amp float16 scales steps differently: --amp bfloat16 does not")
-
-
 def _check_layout(o, world_size):
     """Set `o.mesh`, and `o.pipeline`, the Schedule of a model that is cut (else None)."""
     try:
@@ -295,23 +234,6 @@ def _check_layout(o, world_size):
                          + (f"{o.model}" if o.model != "gpt" else "--tp 1"))
 
 
-def _check_sync(o):
-    """What is sharded, if something is, goes together with the rest."""
-    if o.sync != "ddp" and o.device != "cpu":
-        raise UsageError(f"--sync {o.sync} is for the CPU's memory: not with --device {o.device}")
-    if o.sync == "ddp" or o.sync not in SYNCS:
-        return
-    if o.mesh.dp < o.mesh.size:
-        raise UsageError(f"--sync {o.sync} cuts what replicas hold, not a model that is cut "
-                         f"already: {o.mesh}")
-    if o.codec:
-        raise UsageError(f"--codec {o.codec} encodes an all-reduce, which --sync {o.sync} has not")
-    both = [name for name in names("reduce_scatter") if name in names("all_gather")]
-    if o.algorithm not in both:
-        raise UsageError(f"argument --algorithm: --sync {o.sync} has reduce-scatter and "
-                         f"all-gather: there are {', '.join(both)} of both")
-
-
 def parse(argv, world_size):
     """The options in `argv`, completed and checked against the number of ranks.
 
@@ -335,11 +257,13 @@ def parse(argv, world_size):
         world_size = o.ranks  # these ranks are still to be started
     if o.ranks and o.ranks != world_size:
         raise UsageError(f"world size {world_size} != ranks {o.ranks}")
-    _check_layout(o, _check_method(o, world_size))
-    _check_sync(o)
-    _check_algorithm(o, o.mesh.dp)
-    if o.compress:
-        _check_compress(o)
+    try:
+        _check_layout(o, check_method(o, world_size))
+        check_sharding(o)
+        _check_algorithm(o, o.mesh.dp)
+        check_compress(o)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     if o.codec:
         o.program = _encoded(o.program, o, world_size)
     if o.metrics and not Path(o.metrics).resolve().parent.is_dir():

@@ -30,10 +30,11 @@ from .data.prefetch import on_device
 from .device import DeviceError
 from .evaluation import Failed, evaluate, loss_and_count, params_sha256, read
 from .interrupt import Interrupt
-from .options import SYNCS, UsageError, parse, parser
+from .options import UsageError, parse, parser
 from .parallel import Diverged
 from .report import Report
 from .start import one_blas_thread, start_ranks
+from .sync_options import SYNCS
 from .tensor import Tensor
 
 

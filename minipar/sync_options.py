@@ -1,0 +1,93 @@
+"""The main job's options for what replicas keep, and what they exchange."""
+
+from .comm.select import names
+from .parallel.hooks import COMPRESSIONS, compression
+from .parallel.sync.method import parse_method
+
+SYNCS = ("ddp", "zero1", "zero2", "zero3", "shared")
+
+
+def add_sync_options(add, count):
+    """Declare them. add: `add_argument` of the job's parser; count: the type of a number >= 1."""
+    add("--compress", metavar="NAME[:ARG]", help="exchange compressed gradients: "
+        + ", ".join(COMPRESSIONS) + "; topk:0.01 is the part that is sent, powersgd:4 the rank. "
+        "What is lost is owed to the next step, but for fp16 and bf16, which round")
+    add("--sync", default="ddp", metavar="METHOD", help="what replicas keep and exchange: ddp "
+        "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
+        "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
+        "machine have one copy of the parameters; local:H or diloco:H average every H steps; "
+        "delayed: gradients one step late; gossip:ring (torus, exponential, complete, or edges: "
+        "0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, ssp:S: parameter "
+        "servers")
+    add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
+        "(default 1, with --sync ps, ps:async and ssp)")
+
+
+def check_method(o, world_size):
+    """Set `o.method`; returns how many ranks train. Raises ValueError, in one line."""
+    try:
+        o.method = parse_method(o.sync, world_size, o.servers)
+    except ValueError as error:
+        raise ValueError(f"argument --sync: {error}") from None
+    if o.method.name in SYNCS:
+        return world_size
+    for axis in ("pp", "tp"):
+        if getattr(o, axis) > 1:
+            raise ValueError(f"--sync {o.sync} keeps whole replicas together: not with "
+                             f"--{axis} {getattr(o, axis)}")
+    if o.method.name == "adpsgd" and o.checkpoint:
+        raise ValueError("--checkpoint needs ranks that agree on a step to write, or to stop: not "
+                         "with --sync " + o.sync)
+    if o.amp == "float16":
+        raise ValueError(f"--amp float16 scales a loss that all ranks reduce in each step: not "
+                         f"with --sync {o.sync}")
+    if o.clip and str(o.method) != "ps" and o.method.servers:
+        raise ValueError(f"--clip needs all gradients of a step together: not with --sync "
+                         f"{o.sync}")
+    if o.codec:
+        raise ValueError(f"--codec is for gradients that an all-reduce sums: not with --sync "
+                         f"{o.sync}")
+    return world_size - o.method.servers
+
+
+def check_compress(o):
+    """Refuse a compression that there is not, or that cannot be together with other options.
+
+    Raises ValueError, in one line.
+    """
+    if not o.compress:
+        return
+    try:
+        state, _ = compression(o.compress)
+    except ValueError as error:
+        raise ValueError(f"argument --compress: {error}") from None
+    if o.mesh.pp * o.mesh.tp > 1:
+        raise ValueError(f"--compress {o.compress} is for replicas of whole models, not for "
+                         f"{o.mesh}")
+    if o.sync != "ddp":
+        raise ValueError(f"--compress {o.compress} is for --sync ddp, not for {o.sync}")
+    if o.codec:
+        raise ValueError(f"--compress {o.compress} and --codec {o.codec} both encode gradients")
+    if o.algorithm != "ring":
+        raise ValueError(f"--compress {o.compress} has its own collectives: --algorithm "
+                         f"{o.algorithm} would not serve")
+    if state is not None and o.amp == "float16":
+        raise ValueError(f"--compress {o.compress} owes each step what the last one lost, and "
+                         f"--amp float16 scales steps differently: --amp bfloat16 does not")
+
+
+def check_sharding(o):
+    """What is sharded, if something is, goes together with the rest. Raises ValueError."""
+    if o.sync != "ddp" and o.device != "cpu":
+        raise ValueError(f"--sync {o.sync} is for the CPU's memory: not with --device {o.device}")
+    if o.sync == "ddp" or o.sync not in SYNCS:
+        return
+    if o.mesh.dp < o.mesh.size:
+        raise ValueError(f"--sync {o.sync} cuts what replicas hold, not a model that is cut "
+                         f"already: {o.mesh}")
+    if o.codec:
+        raise ValueError(f"--codec {o.codec} encodes an all-reduce, which --sync {o.sync} has not")
+    both = [name for name in names("reduce_scatter") if name in names("all_gather")]
+    if o.algorithm not in both:
+        raise ValueError(f"argument --algorithm: --sync {o.sync} has reduce-scatter and "
+                         f"all-gather: there are {', '.join(both)} of both")
