@@ -242,7 +242,7 @@ class Collectives:
             _as_given(array, out, result), out, async_op, None, "all_to_all",
             {"input": _flat(source), "output": result.reshape(-1)}, algorithm=algorithm)
 
-    def all_to_all_v(self, array, counts, algorithm="pairwise"):
+    def all_to_all_v(self, array, counts, algorithm="auto"):
         """Exchange of unequal numbers of rows: (rows from all ranks, how many from each).
 
         array: (rows, *shape), left as it is; the first counts[0] rows go to rank 0, the next

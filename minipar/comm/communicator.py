@@ -27,6 +27,10 @@ _TURNS = 256  # plans of single collectives take their tags in turn; kept plans 
 class Communicator(Collectives, Choosing, DevicePlans):
     """A group of ranks. Collectives are called by all of its ranks, in the same order.
 
+    Those of several groups may be in flight together, started in any order: plans at once; single
+    calls with async_op, too, but where they work in shared memory (`auto` may choose so): the first
+    of a length waits for all ranks of its group, and a third in flight for the first.
+
     rank:     this rank's number, 0 <= rank < size.
     progress: how operations in flight go on: by "hooks", when the rank waits or asks; or by a
               "thread" beside it; what MINIPAR_PROGRESS says, or by hooks, if None. Settable while
@@ -110,6 +114,8 @@ class Communicator(Collectives, Choosing, DevicePlans):
                              f"{' and '.join(a.dtype.name for a in arrays.values())}")
         arrays = {name: array.reshape(-1) for name, array in arrays.items()}
         nbytes = max(a.nbytes for a in arrays.values())
+        if counts is not None and algorithm == "auto":
+            algorithm = "pairwise"  # the tables are for equal blocks
         transport, device = self.transport, on_gpu(next(iter(arrays.values())))
         if device and self.size > 1 and self._stages(algorithm):
             return self._staged(kind, arrays, slot, slot >= _TURNS, op, algorithm, root,
