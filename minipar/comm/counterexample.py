@@ -235,8 +235,8 @@ def picture(rounds, marked):
     """
     rank, number = marked[0]
     size, last = len(rounds), max(map(len, rounds))
-    ranks = _near(rank, NEAR_RANKS, size)
-    columns = _near(number, NEAR_ROUNDS, last)
+    ranks = near(rank, NEAR_RANKS, size)
+    columns = near(number, NEAR_ROUNDS, last)
 
     def cell(r, k):
         ops = rounds[r][k] if k < len(rounds[r]) else []
@@ -255,7 +255,7 @@ def picture(rounds, marked):
     return "\n".join(lines + [f"  {legend}"] * bool(legend))
 
 
-def _near(at, distance, size):
+def near(at, distance, size):
     """The indices within `distance` of `at`: all of them if they are not many more."""
     width = 2 * distance + 1
     if size <= width + 2:

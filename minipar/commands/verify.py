@@ -9,6 +9,7 @@ import traceback
 from ..comm.cost import cost
 from ..comm.program import RANKS as RESTRICTIONS
 from ..comm.verify import VerificationError, cases, verify
+from ..draw.names import ranges
 from ..options import UsageError
 from ..parallel.schedule import SCHEDULES
 from .programs import built_in, definitions_of
@@ -88,27 +89,16 @@ def _report(program, ranks):
             print(f"WRONG  {name}\n{size} ranks: {type(error).__name__}: {error} "
                   f"({frame.filename}:{frame.lineno})\n")
             return False
-    skipped = "; ".join(f"refuses {_listed(sizes)}: {why}" for why, sizes in refused.items())
+    skipped = "; ".join(f"refuses {ranges(sizes)}: {why}" for why, sizes in refused.items())
     if not right:
         print(f"none   {name:42} {skipped}")
         return all(map(program.refusal, ranks))  # else it may be wrong, in a way that looks like it
     p, n = right[-1], 64 * right[-1]
     took = cost(program, p, n, **next(cases(program, p)))
-    print(f"right  {name:42} ranks {_listed(right)}; on {p}: {took.rounds} "
+    print(f"right  {name:42} ranks {ranges(right)}; on {p}: {took.rounds} "
           f"round{'s' * (took.rounds != 1)}, a rank sends at most {took.sent / (4 * n):.4g} n"
           f"{'; ' if skipped else ''}{skipped}")
     return True
-
-
-def _listed(numbers):
-    """[1, 2, 3, 8] as "1-3,8"."""
-    runs = []
-    for k in numbers:
-        if runs and k == runs[-1][1] + 1:
-            runs[-1][1] = k
-        else:
-            runs.append([k, k])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def main(argv):
@@ -122,5 +112,5 @@ def main(argv):
         print(f"minipar: error: {error}", file=sys.stderr)
         return 2
     results = [_report(program, o.ranks) for program in programs]
-    results += [report_scheduler(scheduler, o.ranks, _listed) for scheduler in schedulers]
+    results += [report_scheduler(scheduler, o.ranks) for scheduler in schedulers]
     return 0 if all(results) else 1

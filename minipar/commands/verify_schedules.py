@@ -2,6 +2,7 @@
 
 import traceback
 
+from ..draw.names import ranges
 from ..parallel.schedule import ScheduleError, Times
 from ..parallel.verify_schedule import verify
 from ..sim.schedule import simulate
@@ -21,9 +22,9 @@ def report_schedule(made, file):
     return True
 
 
-def report_scheduler(scheduler, ranks, listed):
+def report_scheduler(scheduler, ranks):
     """Prove a Scheduler for all numbers in `ranks`, of micro-batches p, 2p and 3p + 1 each; print
-    its line, or what is wrong. Whether it is right. listed: numbers -> text."""
+    its line, or what is wrong. Whether it is right."""
     name, right, refused, last = f"schedule {scheduler.name}", [], {}, None
     for size in ranks:
         for count in (size, 3 * size + 1, 2 * size):
@@ -46,9 +47,9 @@ def report_scheduler(scheduler, ranks, listed):
                 last = made
                 right.append(size)
     if last is None:
-        print(f"none   {name:42} refuses {listed(ranks)}: {next(iter(refused))}")
+        print(f"none   {name:42} refuses {ranges(ranks)}: {next(iter(refused))}")
         return False
-    print(f"right  {name:42} ranks {listed(sorted(set(right)))}; on {last.ranks}, of "
+    print(f"right  {name:42} ranks {ranges(sorted(set(right)))}; on {last.ranks}, of "
           f"{last.microbatches} micro-batches: {_price(last)}"
           + "".join(f"; refuses {words}" for words in list(refused)[:1]))
     return True

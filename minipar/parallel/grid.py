@@ -4,6 +4,8 @@ Every action takes one unit and begins when what it needs is done. Broken schedu
 too: where nothing can go on, the rank that has done least goes on regardless.
 """
 
+from ..comm.counterexample import near
+
 NEAR_RANKS, NEAR_TIMES, WIDTH = 3, 6, 100  # how much of a large grid is shown around a mark
 
 
@@ -70,9 +72,9 @@ def table(rows, columns, marks=(), word="action"):
     if not places:
         return _text(cells, range(len(rows)), range(last), word)
     rank, at = places[0]
-    ranks = _near(rank, NEAR_RANKS, len(rows))
+    ranks = near(rank, NEAR_RANKS, len(rows))
     for distance in range(NEAR_TIMES, 0, -1):
-        times = _near(at, distance, last)
+        times = near(at, distance, last)
         text = _text(cells, ranks, times, word)
         if max(map(len, text.splitlines())) <= WIDTH:
             break
@@ -88,12 +90,3 @@ def _text(cells, ranks, times, word):
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  " + " ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip()
                      for line in lines)
-
-
-def _near(at, distance, size):
-    """The indices within `distance` of `at`: all of them if they are not many more."""
-    width = 2 * distance + 1
-    if size <= width + 2:
-        return range(size)
-    start = min(max(0, at - distance), size - width)
-    return range(start, start + width)
