@@ -9,7 +9,7 @@ from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
-from .parallel import Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
+from .parallel import Exact, Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
@@ -92,6 +92,8 @@ def build_trainer(o, model, loss, comm, data):
         return make_trainer(o.method, model, optimizer, loss, comm, o.mesh,
                             microbatches=o.microbatches, algorithm=o.program,
                             precision=precision["precision"])
+    if o.exact:
+        return Exact(model, optimizer, loss, comm, o.mesh, o.exact, algorithm=o.program)
     if o.sync != "ddp":
         shared = o.sync == "shared"
         return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
@@ -132,4 +134,4 @@ def identity(o, data):
     if o.method.name in ("local", "diloco", "gossip"):  # each rank has a state of its own
         together += f" on {o.mesh.size} ranks"
     return {**{name: getattr(o, name) for name in names}, "training samples": len(data.train),
-            "sync": together}
+            "sync": together, "exact": o.exact}

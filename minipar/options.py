@@ -17,7 +17,8 @@ from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
 from .pipeline_options import add_pipeline_options, check_pipeline_options
-from .sync_options import add_sync_options, check_compress, check_method, check_sharding
+from .sync_options import (add_sync_options, check_compress, check_exact, check_method,
+                           check_sharding)
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -262,6 +263,7 @@ def parse(argv, world_size):
         check_sharding(o)
         _check_algorithm(o, o.mesh.dp)
         check_compress(o)
+        check_exact(o, world_size)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if o.codec:

@@ -5,6 +5,7 @@ from .parallel.hooks import COMPRESSIONS, compression
 from .parallel.sync.method import parse_method
 
 SYNCS = ("ddp", "zero1", "zero2", "zero3", "shared")
+MOST_VIRTUAL_SHARDS = 1 << 16  # a step asks each of them whether it has samples
 
 
 def add_sync_options(add, count):
@@ -21,6 +22,9 @@ def add_sync_options(add, count):
         "servers")
     add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
         "(default 1, with --sync ps, ps:async and ssp)")
+    add("--exact", type=count, nargs="?", const=16, metavar="V", help="the same bits on any number "
+        "of ranks and by any all-reduce: each batch is cut into V virtual shards (default 16), "
+        "computed alone and summed exactly. Another V gives other bits")
 
 
 def check_method(o, world_size):
@@ -91,3 +95,27 @@ def check_sharding(o):
     if o.algorithm not in both:
         raise ValueError(f"argument --algorithm: --sync {o.sync} has reduce-scatter and "
                          f"all-gather: there are {', '.join(both)} of both")
+
+
+def check_exact(o, world_size):
+    """Refuse what cannot be together with exact sums. Raises ValueError, in one line."""
+    if not o.exact:
+        return
+    why = {
+        "pp": o.pp > 1 and "is for replicas of whole models",
+        "tp": o.tp > 1 and "is for replicas of whole models",
+        "sync": o.sync != "ddp" and "sums all gradients in every step",
+        "compress": o.compress and "sums gradients as they are",
+        "codec": o.codec and "sums integers, which stay whole",
+        "amp": o.amp and "is for float32 and float64",
+        "device": o.device != "cpu" and "is for the CPU, where each rank computes alike",
+        "microbatches": o.microbatches > 1 and f"cuts each batch into {o.exact} virtual shards "
+                                               f"already"}
+    for option, reason in why.items():
+        if reason:
+            raise ValueError(f"--exact {reason}: not with --{option} {getattr(o, option)}")
+    if world_size > o.exact:
+        raise ValueError(f"world size {world_size} > {o.exact} virtual shards of --exact: each "
+                         f"rank computes at least one (--exact {world_size} has other bits)")
+    if o.exact > MOST_VIRTUAL_SHARDS:
+        raise ValueError(f"--exact {o.exact} > {MOST_VIRTUAL_SHARDS} virtual shards")

@@ -60,7 +60,7 @@ class Job:
             replica, replicas = o.mesh.share(comm.rank)
             self.sampler = GlobalBatchSampler(
                 len(self.data.train), o.batch_size, rank=replica, num_replicas=replicas,
-                seed=o.seed,
+                seed=o.seed, virtual_shards=o.exact,
                 drop_last=any("running_mean" in k for k, _ in module.named_buffers()))
             self.total = o.steps or o.epochs * len(self.sampler)
             self.first_step, weights, state = self._start_from(module)
@@ -136,8 +136,9 @@ class Job:
         schedule = f", {o.schedule}, {' + '.join(map(str, self.trainer.counts))} blocks" if (
             o.mesh.pp > 1) else ""
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
+        exact = f", exact over {o.exact} virtual shards" if o.exact else ""
         reduction = (f"gradients by {o.compress}" if o.compress else
-                     f"{o.algorithm} all-reduce" if o.sync == "ddp" else
+                     f"{o.algorithm} all-reduce{exact}" if o.sync == "ddp" else
                      f"{o.algorithm} messages of {o.sync}" if o.sync in SYNCS else o.sync)
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
                         f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
@@ -274,7 +275,7 @@ def main(argv=None, interrupt=None):
         interrupt = interrupt or Interrupt()
         # A loss that is not finite is reported by name; NumPy's warnings on the way say less.
         with (interrupt if o.checkpoint else nullcontext(), np.errstate(all="ignore"),
-              one_blas_thread() if comm.size > 1 else nullcontext()):
+              one_blas_thread() if comm.size > 1 or o.exact else nullcontext()):
             run(o, comm, interrupt)
     except KeyboardInterrupt:
         if is_launched():

@@ -8,6 +8,7 @@ cuts it, so that n ranks take the same steps as one:
 
     step s of epoch e trains on  permutation(length, seed, e)[s*B : (s+1)*B],   of k <= B samples
     rank r of n takes            [r*k//n : (r+1)*k//n]  of these k
+    of V virtual shards          [v*k//V : (v+1)*k//V]  for each v of [r*V//n : (r+1)*V//n]
 """
 
 import itertools
@@ -37,6 +38,11 @@ def _check_rank(rank, num_replicas):
     if not 0 <= rank < num_replicas:
         raise ValueError(f"Invalid rank {rank}, rank should be in the interval "
                          f"[0, {num_replicas - 1}]")
+
+
+def boundaries(k, parts):
+    """Where `parts` contiguous slices of k samples begin, and the last one ends: parts + 1 ints."""
+    return [i * k // parts for i in range(parts + 1)]
 
 
 class Sampler:
@@ -179,20 +185,26 @@ class GlobalBatchSampler(Sampler):
                 equally many steps. drop_last leaves a shorter last batch out.
     rank:       whose slices; None is for a rank that has none: all its slices are empty.
     shuffle:    order the samples by `permutation(length, seed, epoch)`; else as they are.
+    virtual_shards: cut each batch into so many slices, whatever the number of ranks, of which each
+                rank takes a run; None: into one for each rank.
 
     As a DataLoader's batch_sampler it yields the lists of this rank's indices in the epoch that
     `set_epoch` chose; `shards(epoch)` yields the same with their place in the global batch.
-    Raises ValueError if a global batch has fewer samples than there are ranks, if no step is left,
-    or if the rank is not in [0, num_replicas).
+    Raises ValueError if a global batch has fewer samples, or virtual shards, than there are ranks,
+    if no step is left, or if the rank is not in [0, num_replicas).
     """
 
     def __init__(self, length, batch_size, *, rank=0, num_replicas=1, shuffle=True, seed=0,
-                 drop_last=False):
+                 drop_last=False, virtual_shards=None):
         self.length = positive("length", length)
         self.batch_size = positive("batch_size", batch_size)
         _check_rank(0 if rank is None else rank, num_replicas)
         if batch_size < num_replicas:
             raise ValueError(f"global batch {batch_size} < {num_replicas} ranks")
+        parts = num_replicas if virtual_shards is None else virtual_shards
+        self.virtual_shards = positive("virtual_shards", parts)
+        if self.virtual_shards < num_replicas:
+            raise ValueError(f"{num_replicas} ranks > {virtual_shards} virtual shards of a batch")
         if drop_last and length < batch_size:
             raise ValueError(f"drop_last leaves no step: {length} samples < "
                              f"global batch {batch_size}")
@@ -208,8 +220,9 @@ class GlobalBatchSampler(Sampler):
             size = len(batch)
             start = stop = 0
             if self.rank is not None:
-                start = self.rank * size // self.num_replicas
-                stop = (self.rank + 1) * size // self.num_replicas
+                cuts = boundaries(size, self.virtual_shards)
+                first, after = boundaries(self.virtual_shards, self.num_replicas)[self.rank:][:2]
+                start, stop = cuts[first], cuts[after]
             yield Shard(step, start, size, batch[start:stop])
 
     def __iter__(self):

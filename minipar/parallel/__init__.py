@@ -2,6 +2,7 @@
 
 from . import schedules, sync  # noqa: F401  (the former registers them)
 from .ddp import DistributedDataParallel
+from .exact import Exact
 from .experts import MixtureOfExperts
 from .mesh import Mesh
 from .pipelined import Pipelined
@@ -13,7 +14,7 @@ from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
                          vocab_parallel_cross_entropy)
 from .zero import Zero
 
-__all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Mesh",
+__all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Exact", "Mesh",
            "MixtureOfExperts", "Pipelined", "Replicated", "RowParallelLinear", "Trainer",
            "VocabParallelEmbedding", "VocabParallelHead", "Zero", "ring_attention",
            "shard_model", "vocab_parallel_cross_entropy"]
