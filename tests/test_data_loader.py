@@ -61,6 +61,20 @@ def test_the_shards_of_all_ranks_make_the_batches_of_one_rank(length, batch, dro
             assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("n", range(1, 8))
+@pytest.mark.parametrize("batch, parts", [(8, 16), (7, 7), (33, 8), (16, 9), (100, 16)])
+def test_virtual_shards_are_cut_alike_whatever_the_number_of_ranks(batch, parts, n):
+    samplers = [GlobalBatchSampler(75, batch, rank=r, num_replicas=n, seed=3, virtual_shards=parts)
+                for r in range(n)]
+    whole = GlobalBatchSampler(75, batch, seed=3).shards(1)
+    for expected, *shards in zip(whole, *(s.shards(1) for s in samplers), strict=True):
+        ends = [v * expected.size // parts for v in range(parts + 1)]
+        assert np.concatenate([s.indices for s in shards]).tolist() == expected.indices.tolist()
+        for r, shard in enumerate(shards):
+            assert shard.start == ends[r * parts // n]
+            assert shard.start + len(shard.indices) == ends[(r + 1) * parts // n]
+
+
 def test_a_global_batch_sampler_iterates_over_the_epoch_that_was_set_and_can_resume():
     sampler = GlobalBatchSampler(50, 8, rank=1, num_replicas=3, seed=2)
     epochs = []
@@ -91,6 +105,8 @@ def test_the_order_of_an_epoch_is_a_pure_function_of_seed_and_epoch():
     (lambda: GlobalBatchSampler(0, 2), "length=0"),
     (lambda: GlobalBatchSampler(10, 0), "batch_size=0"),
     (lambda: GlobalBatchSampler(10, 2.0), "batch_size=2.0"),
+    (lambda: GlobalBatchSampler(9, 9, num_replicas=3, virtual_shards=2), "3 ranks > 2 virtual"),
+    (lambda: GlobalBatchSampler(9, 9, virtual_shards=0), "virtual_shards=0"),
     (lambda: GlobalBatchSampler(3, 5, drop_last=True), "no step: 3 samples < global batch 5"),
     (lambda: GlobalBatchSampler(10, 5, rank=2, num_replicas=2), r"Invalid rank 2.*\[0, 1\]"),
     (lambda: DistributedSampler(range(9), 2, -1), r"Invalid rank -1.*\[0, 1\]"),

@@ -25,8 +25,9 @@ class Exact(Replica):
     Others as for Replicated. Batches must be cut so that rank r of n has the virtual shards
     [r V // n, (r + 1) V // n), as GlobalBatchSampler(virtual_shards=V) does. From here on the
     calling thread's kernels take one thread; BLAS must do so, too, on one rank as on many.
-    Beside what Replicated has, a rank keeps the gradients of each of its virtual shards, V / n times
-    the parameters, and for each element a word of 8 bytes and exponents, 2 bytes (float32) or 4.
+    Beside what Replicated has, a rank keeps the gradients of each of its virtual shards, V / n
+    times the parameters, and for each element a word of 8 bytes and exponents, 2 bytes (float32)
+    or 4.
     Raises ValueError for fewer virtual shards than ranks, and for a module that keeps statistics
     of batches, which would be of a virtual shard.
     """

@@ -24,7 +24,7 @@ of digits below it; here all are kept.
 
 import numpy as np
 
-CHUNK = 1 << 15  # elements that are worked on at a time: they stay in the cache
+CHUNK = 1 << 14  # elements that are worked on at a time: they stay in the cache
 
 
 def chunks(n):
@@ -78,7 +78,7 @@ class ExactSum:
         self._given += 1
 
     def reduce(self, out):
-        """Write the sum of the terms of all ranks into `out`, (n,); then there are none. Collective.
+        """Write the sum of all ranks' terms into `out`, (n,), and forget them. Collective.
 
         It is the float nearest to the true sum, of two equally near the even one; inf if that is
         beyond the largest; NaN where a term is not finite. The sum of no terms is 0, and no zero is
@@ -94,9 +94,8 @@ class ExactSum:
             self._run(self._sum)
             if self._words[-1] > self._terms:
                 raise OverflowError(f"{self._words[-1]} terms in a sum with room for {self._terms}")
-            _, _, down, again = self._scale(0)
             for at in chunks(len(words)):
-                out[at] = words[at].astype(self.dtype) * down[top[at]] * again[top[at]]
+                out[at] = _times(words[at].astype(self.dtype), self._scale(0, top[at])[1])
             self._sum_the_rest(out)
             out[top == self._special] = np.nan
         self._given = 0
@@ -124,15 +123,16 @@ class ExactSum:
             lowest = np.minimum(low[:k] >> self._digits, self._special)
             self._fields[1, at] = self._special - lowest
 
-    def _scale(self, level):
-        """(up, up, down, down) for each exponent field: two factors to the units of a level, and
-        two back. One alone could be beyond the range of float64.
+    def _scale(self, level, top):
+        """(factors to the units of a level, factors back), each of them one for each element, for
+        exponent fields `top`. Of float64 two are multiplied: one could be beyond its range.
         """
         if level not in self._scales:
             s = self._units + level * self.bits
-            up, again = np.ldexp(1.0, s // 2), np.ldexp(1.0, s - s // 2)
-            self._scales[level] = np.stack((up, again, 1 / up, 1 / again))
-        return self._scales[level]
+            parts = (s,) if self.dtype == np.float32 else (s // 2, s - s // 2)
+            self._scales[level] = tuple([np.ldexp(1.0, sign * part) for part in parts]
+                                        for sign in (1, -1))
+        return tuple([factor.take(top) for factor in way] for way in self._scales[level])
 
     def _in_units(self, level, where, out):
         """Write into `out` the sum of this rank's terms in units of a level: of each what the
@@ -147,13 +147,14 @@ class ExactSum:
             k = at.stop - at.start
             some = at if whole else where[at]
             top, rest, word = self._fields[0, some], term[:k], digits[:k]
-            scales = [[factor[top] for factor in self._scale(i)] for i in range(level + 1)]
+            above = [self._scale(i, top) for i in range(level)]
+            here, _ = self._scale(level, top)
             for row in self._rows[:self._given]:
                 np.copyto(rest, row[some])
-                for up, again, down, back in scales[:-1]:
-                    rest -= np.trunc(rest * up * again) * down * back
-                np.multiply(rest, scales[-1][0], out=rest)
-                np.multiply(rest, scales[-1][1], out=rest)
+                for up, down in above:
+                    rest -= _times(np.trunc(_times(rest, up)), down)
+                for factor in here:
+                    np.multiply(rest, factor, out=rest)
                 np.copyto(word, rest, casting="unsafe")  # towards 0
                 out[at] += word
 
@@ -178,6 +179,12 @@ class ExactSum:
             words[level, more] = padded[:len(more)]
         head, shift = nearest(words, self.bits, self.dtype)
         out[wide] = np.ldexp(head, -self._units[self._fields[0, wide]] - shift)
+
+
+def _times(array, factors):
+    for factor in factors:
+        array = array * factor
+    return array
 
 
 def nearest(words, bits, dtype):
