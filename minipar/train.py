@@ -221,7 +221,7 @@ class Job:
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
                    dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, sync=str(o.method),
-                   servers=o.method.servers or None, algorithms=comm.chosen,
+                   servers=o.method.servers or None, exact=o.exact, algorithms=comm.chosen,
                    memory=self.trainer.memory(), bytes_sent=None if np.isnan(sent) else int(sent))
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
