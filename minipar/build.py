@@ -9,7 +9,8 @@ from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
-from .parallel import Exact, Pipelined, Replicated, Zero, shard_model, vocab_parallel_cross_entropy
+from .parallel import (Exact, Pipelined, Replicated, SyncBatchNorm, Zero, shard_model,
+                       vocab_parallel_cross_entropy)
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
@@ -88,6 +89,8 @@ def build_trainer(o, model, loss, comm, data):
         return build_optimizer(o, module)
     precision = {"precision": lambda: autocast(o.device, o.amp) if o.amp else nullcontext(),
                  "scaler": GradScaler(enabled=o.amp == "float16", comm=comm)}
+    if o.sync_batch_norm:
+        SyncBatchNorm.convert_sync_batchnorm(model, o.mesh.split(comm, "dp"))
     if o.method.name not in SYNCS:
         return make_trainer(o.method, model, optimizer, loss, comm, o.mesh,
                             microbatches=o.microbatches, algorithm=o.program,

@@ -6,6 +6,7 @@ from .parallel.sync.method import parse_method
 
 SYNCS = ("ddp", "zero1", "zero2", "zero3", "shared")
 MOST_VIRTUAL_SHARDS = 1 << 16  # a step asks each of them whether it has samples
+NORMALISED = ("resnet18", "resnet50")  # the models with batch normalisation
 
 
 def add_sync_options(add, count):
@@ -20,6 +21,8 @@ def add_sync_options(add, count):
         "delayed: gradients one step late; gossip:ring (torus, exponential, complete, or edges: "
         "0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, ssp:S: parameter "
         "servers")
+    add("--sync-batch-norm", action="store_true", help="batch normalisation over the samples of "
+        "all replicas, not of each (resnet18, resnet50)")
     add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
         "(default 1, with --sync ps, ps:async and ssp)")
     add("--exact", type=count, nargs="?", const=16, metavar="V", help="the same bits on any number "
@@ -33,8 +36,13 @@ def check_method(o, world_size):
         o.method = parse_method(o.sync, world_size, o.servers)
     except ValueError as error:
         raise ValueError(f"argument --sync: {error}") from None
+    if o.sync_batch_norm and o.model not in NORMALISED:
+        raise ValueError(f"--sync-batch-norm: {o.model} has no batch normalisation")
     if o.method.name in SYNCS:
         return world_size
+    if o.sync_batch_norm:
+        raise ValueError(f"--sync-batch-norm is for ranks that compute each step together: not "
+                         f"with --sync {o.sync}")
     for axis in ("pp", "tp"):
         if getattr(o, axis) > 1:
             raise ValueError(f"--sync {o.sync} keeps whole replicas together: not with "

@@ -91,6 +91,7 @@ class _BatchNorm(Module):
     """
 
     dims = ()  # how many the input may have
+    batch = None  # in training, what the input is a part of, as F.batch_norm takes it
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True,
                  track_running_stats=True):
@@ -106,9 +107,7 @@ class _BatchNorm(Module):
 
     def forward(self, x):
         """x (N, num_features, ...)."""
-        if x.ndim not in self.dims:
-            raise ValueError(f"{type(self).__name__}: input {x.shape} has {x.ndim} dims: expected "
-                             f"{' or '.join(map(str, self.dims))}")
+        self._check_dims(x)
         if x.shape[1] != self.num_features:
             raise ValueError(f"{type(self).__name__}: {x.shape[1]} channels of input {x.shape} "
                              f"!= {self.num_features}")
@@ -118,7 +117,13 @@ class _BatchNorm(Module):
             if momentum is None:
                 momentum = 1 / self.num_batches_tracked.item()
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                            self.training or not self.track_running_stats, momentum, self.eps)
+                            self.training or not self.track_running_stats, momentum, self.eps,
+                            batch=self.batch if self.training else None)
+
+    def _check_dims(self, x):
+        if x.ndim not in self.dims:
+            raise ValueError(f"{type(self).__name__}: input {x.shape} has {x.ndim} dims: expected "
+                             f"{' or '.join(map(str, self.dims))}")
 
     def extra_repr(self):
         return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "

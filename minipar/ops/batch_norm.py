@@ -23,13 +23,16 @@ from .moments import (Matrices, gradient, join_moments, join_sums, moments, norm
 
 @quiet
 def batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False,
-               momentum=0.1, eps=1e-5):
+               momentum=0.1, eps=1e-5, *, batch=None):
     """weight * (x - mean) / sqrt(variance + eps) + bias, all of them per channel.
 
     input (N, C, ...); the others (C,) or None; all of one floating type. If `training`, mean and
     variance (over n = N * ... elements, not n - 1) are the batch's own, and the running ones, if
     given, become (1 - momentum) running + momentum batch in place, with the variance over n - 1;
     an empty batch leaves them. Otherwise the running ones are used.
+    batch: what the batch is, if `input` is a part of it only and `training`: an object with
+    moments(mean, variance, n) -> those of the whole batch from those of this part (float64 (C,),
+    and n = 0 for an empty one), and sums(x) -> the sum of float64 (2, C) over the parts.
     Raises ValueError with the shapes if they do not match, if n is 1 when training, and if there
     is nothing to normalise with; TypeError for other types.
     """
@@ -37,12 +40,16 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
         input = cast_to(input, next((t.dtype for t in (running_mean, weight) if t is not None),
                                     dtypes.float32))
     x, dtype = input.array, input.array.dtype
-    _check(input, running_mean, running_var, weight, bias, training)
+    batch = batch if training else None
+    _check(input, running_mean, running_var, weight, bias, training, training and batch is None)
     n = x.size // max(1, x.shape[1])
     order = memory_order(x)
     a, view, restore = _matrices(x, order)
     if training:
         mean, variance = _statistics(a, view, x.shape[1], n)
+        if batch is not None:
+            mean, variance, n = batch.moments(mean, variance, n)
+            _check_count(n, input)
         if running_mean is not None and n:
             _follow(running_mean, mean, momentum)
             _follow(running_var, variance * (n / (n - 1)), momentum)
@@ -67,7 +74,8 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
             slope = (scale if weight is None
                      else scale * weight.array.astype(scale.dtype, copy=False))
             if training:
-                level, tilt = (a.astype(g.dtype) for a in (gb * slope / n, gw * slope * scale / n))
+                b, w = (gb, gw) if batch is None else batch.sums(np.stack((gb, gw)))
+                level, tilt = (a.astype(g.dtype) for a in (b * slope / n, w * slope * scale / n))
                 gx = gradient(g, values, view, mean, slope, tilt, level)
             else:
                 zeros = np.zeros_like(mean)
@@ -79,7 +87,13 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     return record(out, (input, weight, bias), backward, saved)
 
 
-def _check(input, running_mean, running_var, weight, bias, training):
+def _check_count(n, input):
+    if n == 1:
+        raise ValueError(f"batch_norm: more than 1 value per channel is needed when training, "
+                         f"not input {input.shape}")
+
+
+def _check(input, running_mean, running_var, weight, bias, training, alone):
     if input.ndim < 2:
         raise ValueError(f"batch_norm: input {input.shape}: expected (N, C, ...)")
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight,
@@ -91,9 +105,8 @@ def _check(input, running_mean, running_var, weight, bias, training):
     if (running_mean is None) != (running_var is None) or not training and running_mean is None:
         raise ValueError("batch_norm: running_mean and running_var are both given, or neither "
                          "when training")
-    if training and math.prod(input.shape[:1] + input.shape[2:]) == 1:
-        raise ValueError(f"batch_norm: more than 1 value per channel is needed when training, "
-                         f"not input {input.shape}")
+    if alone:
+        _check_count(math.prod(input.shape[:1] + input.shape[2:]), input)
     one_device("batch_norm", input.array, *(t.array for t in named.values() if t is not None))
     if not input.dtype.is_floating_point or any(
             t is not None and t.dtype is not input.dtype for t in named.values()):

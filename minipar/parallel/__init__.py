@@ -8,6 +8,7 @@ from .mesh import Mesh
 from .pipelined import Pipelined
 from .ring_attention import ring_attention
 from .shard import shard_model
+from .sync_batch_norm import SyncBatchNorm
 from .tensor import ColumnParallelLinear, RowParallelLinear
 from .trainer import Diverged, Replicated, Trainer
 from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
@@ -15,6 +16,6 @@ from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
 from .zero import Zero
 
 __all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Exact", "Mesh",
-           "MixtureOfExperts", "Pipelined", "Replicated", "RowParallelLinear", "Trainer",
-           "VocabParallelEmbedding", "VocabParallelHead", "Zero", "ring_attention",
+           "MixtureOfExperts", "Pipelined", "Replicated", "RowParallelLinear", "SyncBatchNorm",
+           "Trainer", "VocabParallelEmbedding", "VocabParallelHead", "Zero", "ring_attention",
            "shard_model", "vocab_parallel_cross_entropy"]
