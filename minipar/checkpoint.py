@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00000100` with three files:
 
     model.safetensors      parameters and buffers, under PyTorch's names
-    optimizer.safetensors  the optimizer's state by parameter name
+    optimizer.safetensors  the optimizer's state by parameter name, and what compression owes
     state.json             step, random state, what was trained; and the other files' sha256
 
 It is written under another name, flushed to the disk, and renamed when it is complete; it is

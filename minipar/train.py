@@ -32,6 +32,7 @@ from .evaluation import Failed, evaluate, loss_and_count, params_sha256, read
 from .interrupt import Interrupt
 from .options import UsageError, parse, parser
 from .parallel import Diverged
+from .parallel.residuals import PREFIX
 from .report import Report
 from .start import one_blas_thread, start_ranks
 from .sync_options import SYNCS
@@ -117,12 +118,19 @@ class Job:
             if mine != theirs:
                 raise UsageError(f"the checkpoint in {self.folder.path} has "
                                  f"{name.replace('_', '-')} {theirs}, not {mine}")
+        if (theirs := state.get("compress")) != self.o.compress:
+            rest = {name: a for name, a in arrays.items() if not name.startswith(PREFIX)}
+            if len(rest) < len(arrays):
+                print(f"minipar: the checkpoint is of --compress {theirs}: what that owed is "
+                      f"dropped", file=sys.stderr)
+            arrays = rest
         return state, weights, arrays
 
     def _save(self, step):
         weights, arrays = self.trainer.state()
         if self.comm.rank == 0:
             state = {"identity": identity(self.o, self.data), "world_size": self.comm.size,
+                     "compress": self.o.compress,
                      "random": current().random_state(), "scaler": self.trainer.scaler.state_dict()}
             try:
                 self.folder.save(step, weights, arrays, state)

@@ -12,6 +12,7 @@ import numpy as np
 from ..device import assign, host, on_gpu
 from ..nn.flat import flatten
 from .hooks.bucket import GradBucket, Hooked
+from .hooks.state import HookState
 
 
 class _Bucket:
@@ -91,6 +92,12 @@ class Buckets:
                                flat, first, after)
             bucket.plan = Hooked(state, hook, given, flags)
         self._mean, self.hooked = False, True  # dividing is the hook's
+
+    def hooked_buckets(self):
+        """[(HookState, GradBucket)] in the order of the buckets' numbers: what can be saved."""
+        plans = [bucket.plan for bucket in self._buckets if self.hooked]
+        return sorted(((plan.state, plan.bucket) for plan in plans if isinstance(
+            plan.state, HookState)), key=lambda pair: pair[1].index())
 
     def __iter__(self):
         return iter(self._buckets)

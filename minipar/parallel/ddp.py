@@ -120,6 +120,10 @@ class DistributedDataParallel(Module):
         self._buckets.start()
         self._buckets.finish()
 
+    def hooked(self):
+        """[(state, GradBucket)] of the communication hook, if its state can be saved."""
+        return self._buckets.hooked_buckets()
+
     @property
     def overlap(self):
         """How much of the communication of the last backward lay inside it (Buckets.overlap)."""

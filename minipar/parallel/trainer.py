@@ -16,6 +16,7 @@ from ..device import CPU, as_array
 from ..tensor import Tensor
 from .ddp import DistributedDataParallel
 from .gather import gather_whole, scatter_pieces
+from .residuals import PREFIX, load_residuals, residuals
 
 
 class Diverged(RuntimeError):
@@ -68,6 +69,11 @@ class Trainer:
         Records no graph. Called by all ranks, in eval mode.
         """
         raise TypeError(f"{type(self).__name__} defines no predict()")
+
+    def hooked(self):
+        """[(HookState, GradBucket)] of the communication hooks whose state goes into checkpoints.
+        """
+        return []
 
     def facts(self):
         """{name: value} of what else is known of the last step, for the metrics. Collective."""
@@ -135,7 +141,10 @@ class Trainer:
         } if self._gives() else {})
 
     def state(self):
-        """(state dict, the optimizer's state by name) of the whole on rank 0. Collective."""
+        """(state dict, the optimizer's state by name) of the whole on rank 0. Collective.
+
+        With the latter goes what compression owes (`residuals.py`).
+        """
         tensors, places = dict(self.module.named_state()), self._places()
         model = {k: (t.array, getattr(t, "placement", None)) for k, t in tensors.items()}
         state = self.optimizer.named_state(self.module)
@@ -143,14 +152,15 @@ class Trainer:
                      for k, v in state.items()}
         if not self._gives():
             model, optimizer = {}, {}
-        return gather_whole(self.comm, model), gather_whole(self.comm, optimizer)
+        return (gather_whole(self.comm, model),
+                {**gather_whole(self.comm, optimizer), **residuals(self)})
 
     def load(self, model, optimizer):
         """Take over what `state` returned on rank 0, of any layout. Collective.
 
         Either may be empty: then it stays as it is.
         """
-        tensors, places = dict(self.module.named_state()), self._places()
+        tensors, places, optimizer = dict(self.module.named_state()), self._places(), {**optimizer}
         mine = scatter_pieces(self.comm, model, {
             k: getattr(t, "placement", None) for k, t in tensors.items()})
         if mine:
@@ -158,9 +168,11 @@ class Trainer:
         wanted = {f"{name}.{key}": place for name, place in places.items()
                   for key in self.optimizer.state_names}
         wanted.update((f"{name}.step", None) for name in places)
+        owed = {k: optimizer.pop(k) for k in list(optimizer) if k.startswith(PREFIX)}
         mine = scatter_pieces(self.comm, optimizer, wanted)
         if mine:
             self.optimizer.load_named_state(self.module, mine)
+        load_residuals(self, owed)
 
     def _places(self):
         return {name: p.placement for name, p in self.module.named_parameters()}
@@ -203,6 +215,9 @@ class Replicated(Trainer):
             at += size
         reduction.wait()
         return totals
+
+    def hooked(self):
+        return self.model.hooked()
 
     @property
     def overlap(self):

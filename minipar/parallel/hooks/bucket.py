@@ -11,6 +11,8 @@ callbacks run then, so all that hooks start comes in the same order on every ran
 
 import time
 
+import numpy as np
+
 from ...futures import Future
 from ...tensor import Tensor
 
@@ -54,8 +56,7 @@ class GradBucket:
 
     def gradients(self):
         """Their gradients: Tensors of their shapes, on the buffer's memory."""
-        return [Tensor(self._buffer.array[a:b].reshape(p.shape))
-                for p, (a, b) in zip(self._parameters, self._ranges, strict=True)]
+        return [Tensor(part) for part in self.split(self._buffer.array)]
 
     def set_buffer(self, tensor):
         """Put other values, of the same shape and dtype, into the buffer."""
@@ -70,11 +71,33 @@ class GradBucket:
                             f"{mine.dtype} {mine.shape}")
         if array is not mine:
             mine[...] = array
+        self.clear(mine)  # what a hook makes of the zeros in between is no gradient
+
+    # Arrays like the buffer
+
+    def clear(self, flat):
+        """Write 0 where an array like the buffer has no parameter's element."""
         end = 0
-        for start, stop in self._ranges:  # what a hook makes of the zeros in between is no gradient
-            mine[end:start] = 0
+        for start, stop in self._ranges:
+            flat[end:start] = 0
             end = stop
-        mine[end:] = 0
+        flat[end:] = 0
+
+    def split(self, flat):
+        """The parameters' parts of an array like the buffer, in their shapes: views."""
+        return [flat[a:b].reshape(p.shape)
+                for p, (a, b) in zip(self._parameters, self._ranges, strict=True)]
+
+    def join(self, arrays):
+        """A new array like the buffer, with zeros in between, from one of each parameter's shape.
+
+        Of their dtype; None stands for zeros.
+        """
+        kind = next(a.dtype for a in arrays if a is not None)
+        flat = np.zeros(self._buffer.array.shape, kind)
+        for part, array in zip(self.split(flat), arrays, strict=True):
+            part[...] = 0 if array is None else array
+        return flat
 
 
 class Hooked:
@@ -84,14 +107,14 @@ class Hooked:
     """
 
     def __init__(self, state, hook, bucket, flags):
-        self._state, self._hook, self._bucket, self._flags = state, hook, bucket, flags
+        self.state, self.bucket, self._hook, self._flags = state, bucket, hook, flags
         self._name = getattr(hook, "__name__", type(hook).__name__)
         self._future, self.began, self.ended = None, 0.0, 0.0
 
     def start(self):
         """Call the hook."""
         self.began = time.perf_counter()
-        future = self._hook(self._state, self._bucket)
+        future = self._hook(self.state, self.bucket)
         if not isinstance(future, Future):
             raise TypeError(f"communication hook {self._name} returned a {type(future).__name__}, "
                             f"not a Future")
@@ -103,7 +126,7 @@ class Hooked:
         """Wait for what it returned, and put the value where the gradients are."""
         future, self._future = self._future, None
         if future is not None:
-            self._bucket._take(future.wait(), f"communication hook {self._name} returned")
+            self.bucket._take(future.wait(), f"communication hook {self._name} returned")
         if self._flags is not None:
             self._flags.wait()
         self.ended = time.perf_counter()

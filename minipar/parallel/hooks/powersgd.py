@@ -11,9 +11,10 @@ import numpy as np
 
 from ...quantise import accumulator
 from .allreduce import allreduce_hook
+from .state import HookState
 
 
-class PowerSGDState:
+class PowerSGDState(HookState):
     """What `powerSGD_hook` goes by; names and defaults are PyTorch's.
 
     process_group:             a Communicator; the buckets' own if None.
@@ -37,6 +38,7 @@ class PowerSGDState:
         self.min_compression_rate = min_compression_rate
         self.use_error_feedback, self.warm_start = use_error_feedback, warm_start
         self.random_seed, self.errors, self.qs = random_seed, {}, {}
+        self.unsent = {}  # {bucket: {number: what is owed of a gradient that goes whole now}}
 
     def rank_for(self, shape):
         """The rank that a gradient of this shape is compressed to; 0 for one that goes whole."""
@@ -45,6 +47,39 @@ class PowerSGDState:
         n, m = shape[0], int(np.prod(shape[1:]))
         r = min(n, m, self.matrix_approximation_rank)
         return r if (n + m) * r * self.min_compression_rate < n * m else 0
+
+    def keep(self, bucket):
+        """As HookState: Q (m, r), and the number of backwards so far, are common to all ranks."""
+        key, shapes = bucket.index(), [tuple(p.shape) for p in bucket.parameters()]
+        common = {"iter": [np.array(self.iter)] * len(shapes)}
+        if key in self.qs:
+            common["q"] = self._spread(shapes, self.qs[key])
+        if key not in self.errors:
+            return {}, common
+        owed = [e if e is None else e.reshape(shape) for e, shape in
+                zip(self._spread(shapes, self.errors[key]), shapes, strict=True)]
+        return {"owed": owed}, common
+
+    def restore(self, bucket, own, common):
+        key, shapes = bucket.index(), [tuple(p.shape) for p in bucket.parameters()]
+        sides = [(shape[0], int(np.prod(shape[1:])), r) if (r := self.rank_for(shape)) else None
+                 for shape in shapes]
+        self.iter = int(next((a for a in common.get("iter", ()) if a is not None), self.iter))
+        qs = [q for q, side in zip(common.get("q", ()), sides, strict=False) if side]
+        if qs and [None if q is None else q.shape for q in qs] == [s[1:] for s in sides if s]:
+            self.qs[key] = qs
+        if "owed" not in own:
+            return
+        kind = next(e.dtype for e in own["owed"] if e is not None)
+        self.errors[key] = [np.zeros(side[:2], kind) if e is None else e.reshape(side[:2])
+                            for e, side in zip(own["owed"], sides, strict=True) if side]
+        self.unsent[key] = {i: e for i, (e, side) in enumerate(
+            zip(own["owed"], sides, strict=True)) if e is not None and not side}
+
+    def _spread(self, shapes, arrays):
+        """Arrays of the matrices that are compressed, with None for the other parameters."""
+        arrays = iter(arrays)
+        return [next(arrays) if self.rank_for(shape) else None for shape in shapes]
 
     def start_of(self, bucket, sides, kind):
         """The Q (m, r) that each matrix of a bucket starts from. sides: [(m, r)]."""
@@ -64,6 +99,8 @@ def powerSGD_hook(state, bucket):
     """
     whole_bucket = state.iter < state.start_powerSGD_iter
     state.iter += bucket.is_last()
+    for i, debt in state.unsent.pop(bucket.index(), {}).items():
+        bucket.gradients()[i].array[...] += debt
     if whole_bucket:
         return allreduce_hook(state.process_group, bucket)
     comm = bucket.comm if state.process_group is None else state.process_group

@@ -11,9 +11,10 @@ Tang et al. 2021, "1-bit Adam", and Wang et al. 2023, "ZeRO++".
 import numpy as np
 
 from ...quantise import accumulator, dequantise, packed_size, quantise
+from .state import HookState
 
 
-class QuantiseState:
+class QuantiseState(HookState):
     """What `quantise_hook` goes by.
 
     process_group:  a Communicator; the buckets' own if None.
@@ -43,6 +44,28 @@ class QuantiseState:
         packed = row[head:].view(np.int8 if self.bits == 8 else np.uint8)
         return dequantise(packed, row[:head].view(kind), out.size, self.bits, self.block, out=out)
 
+    def keep(self, bucket):
+        """As HookState: the block of the result that each rank owes is common to all."""
+        if bucket.index() not in self.sent:
+            return {}, {}
+        blocks = self._comm(bucket).all_gather(self.summed[bucket.index()])
+        n = bucket.buffer().numel()
+        return tuple({what: bucket.split(a.reshape(-1)[:n])} for what, a in (
+            ("owed", self.sent[bucket.index()]), ("summed", blocks)))
+
+    def restore(self, bucket, own, common):
+        x, comm = bucket.buffer().array, self._comm(bucket)
+        if not self.error_feedback or not (own or common):
+            return
+        sent, summed = np.zeros((2, comm.size, -(-x.size // comm.size)), accumulator(x.dtype))
+        for blocks, arrays in ((sent, own.get("owed")), (summed, common.get("summed"))):
+            if arrays is not None:
+                blocks.reshape(-1)[:x.size] = bucket.join(arrays)
+        self.sent[bucket.index()], self.summed[bucket.index()] = sent, summed[comm.rank].copy()
+
+    def _comm(self, bucket):
+        return bucket.comm if self.process_group is None else self.process_group
+
     def nbytes(self, n, kind):
         """Bytes that n numbers are sent as, with scales of type `kind`."""
         return packed_size(n, self.bits) + -(-n // self.block) * kind.itemsize
@@ -57,7 +80,7 @@ def quantise_hook(state, bucket):
     what was sent + what is owed after; and so for the results of each rank's block.
     Raises TypeError for gradients that are not float16, float32 or float64.
     """
-    comm = bucket.comm if state.process_group is None else state.process_group
+    comm = state._comm(bucket)
     x, k, p = bucket.buffer().array, bucket.index(), comm.size
     shard, kind = -(-x.size // p), accumulator(x.dtype)
     blocks = np.zeros((p, shard), x.dtype)

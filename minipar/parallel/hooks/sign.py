@@ -7,9 +7,10 @@ Jaggi 2019, "Error feedback fixes SignSGD" (EF-signSGD, whose scale this is).
 import numpy as np
 
 from ...quantise import accumulator, pack_signs, unpack_signs
+from .state import FlatResiduals
 
 
-class SignState:
+class SignState(FlatResiduals):
     """What `sign_hook` goes by: the Communicator (the buckets' own if None), and in `residuals[b]`
     (n,) what this rank owes of bucket b."""
 
@@ -32,6 +33,7 @@ def sign_hook(state, bucket):
     if bucket.index() not in state.residuals:
         state.residuals[bucket.index()] = np.zeros(x.size, kind)
     bits, scale = pack_signs(x, state.residuals[bucket.index()])
+    bucket.clear(state.residuals[bucket.index()])  # zeros, too, were sent as +- the scale
     row = np.concatenate([scale.view(np.uint8), bits])
     rows = np.empty((comm.size, row.size), np.uint8)
 

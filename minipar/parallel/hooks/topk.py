@@ -9,9 +9,10 @@ import math
 import numpy as np
 
 from ...quantise import accumulator
+from .state import FlatResiduals
 
 
-class TopKState:
+class TopKState(FlatResiduals):
     """What `topk_hook` goes by.
 
     ratio: which part of a bucket's elements is sent, in (0, 1].
