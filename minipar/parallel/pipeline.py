@@ -34,11 +34,13 @@ class Pipeline:
     varying:   samples may have another shape in every micro-batch; otherwise the shape of what
                passes between two stages is agreed once.
     device:    where the part is.
+    reducer:   (parameters, replicas, bytes of a bucket, algorithm) -> what sums their gradients:
+               `start()` when a stage's last backward is done, `finish()` at the end of the step.
     """
 
     def __init__(self, part, schedule, comm, replicas, loss, *, bucket_cap_mb=25,
                  algorithm="auto", recompute=False, varying=False, precision=nullcontext,
-                 scale=lambda loss: loss, device=CPU):
+                 scale=lambda loss: loss, device=CPU, reducer=Buckets):
         if schedule.ranks != comm.size:
             raise ValueError(f"schedule {schedule.name} is for {schedule.ranks} ranks, the "
                              f"pipeline has {comm.size}")
@@ -52,19 +54,30 @@ class Pipeline:
                         schedule.microbatches, varying, device)
             for s in range(1, schedule.stages)
             if comm.rank in owners[s - 1:s + 1] and owners[s - 1] != owners[s]}
-        self._make_buckets(replicas, bucket_cap_mb * 2**20, algorithm)
+        self._make_reducers(lambda group: reducer(group, replicas, bucket_cap_mb * 2**20,
+                                                  algorithm))
 
-    def _make_buckets(self, replicas, capacity, algorithm):
-        """One set for each stage, and one for what several stages share, which goes last."""
+    def _make_reducers(self, reducer):
+        """For each stage, and for what several stages share, which goes last.
+
+        The order of a sum can depend on what lies beside a gradient. So what other ranks hold,
+        too (tied, or alike on tensor-parallel ranks), lies with nothing that they do not hold.
+        """
         stages, tied = self.part.stages.values(), self.part.tied
         uses = [id(p) for stage in stages for p in stage.parameters]
-        shared = {id(p) for _, p, _ in tied if p is not None}
-        shared |= {i for i in uses if uses.count(i) > 1}
-        groups = {stage.index: [p for p in stage.parameters if id(p) not in shared]
-                  for stage in stages}
-        groups[None] = [p for p in self.part.parameters() if id(p) in shared]
-        self._buckets = {key: Buckets(group, replicas, capacity, algorithm)
-                         for key, group in groups.items() if any(p.requires_grad for p in group)}
+        shared = {id(p): (tuple(ranks), p) for _, p, ranks in tied if p is not None}
+        for p in self.part.parameters():
+            if uses.count(id(p)) > 1:
+                shared.setdefault(id(p), ((), p))
+        groups = {}
+        for stage in stages:
+            for p in stage.parameters:
+                if p.requires_grad and id(p) not in shared:
+                    groups.setdefault((stage.index, (), p.placement is None), []).append(p)
+        for ranks, p in shared.values():
+            if p.requires_grad:
+                groups.setdefault((None, ranks, p.placement is None), []).append(p)
+        self.reducers = [(stage, reducer(group)) for (stage, *_), group in groups.items()]
         # Every rank splits for each parameter that any of them share, in one order.
         self._tied = [(p, self.comm.split(0 if self.comm.rank in ranks else None))
                       for _, p, ranks in tied]
@@ -90,14 +103,15 @@ class Pipeline:
             run.do(action)
         run.finish()
         self._sum_tied()
-        for buckets in self._buckets.values():
-            buckets.finish()
+        for _, reducer in self.reducers:
+            reducer.finish()
         return run.total, run.count
 
     def reduce(self, stage):
         """Start to sum the gradients of a stage over the replicas."""
-        if stage in self._buckets:
-            self._buckets[stage].start()
+        for own, reducer in self.reducers:
+            if own == stage:
+                reducer.start()
 
     def _sum_tied(self):
         """A parameter that stands on several ranks has the sum of its gradients on each of them."""
