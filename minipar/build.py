@@ -9,8 +9,8 @@ from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
-from .parallel import (Exact, Pipelined, Replicated, SyncBatchNorm, Zero, shard_model,
-                       vocab_parallel_cross_entropy)
+from .parallel import (Exact, Pipelined, PipelinedZero, Replicated, SyncBatchNorm, Zero,
+                       shard_model, vocab_parallel_cross_entropy)
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
@@ -97,7 +97,7 @@ def build_trainer(o, model, loss, comm, data):
                             precision=precision["precision"])
     if o.exact:
         return Exact(model, optimizer, loss, comm, o.mesh, o.exact, algorithm=o.program)
-    if o.sync != "ddp":
+    if o.sync != "ddp" and o.mesh.dp == o.mesh.size:
         shared = o.sync == "shared"
         return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
                     microbatches=o.microbatches, algorithm=o.program, shared=shared, **precision)
@@ -112,9 +112,10 @@ def build_trainer(o, model, loss, comm, data):
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
                           algorithm=o.program, hook=o.compress and compression(o.compress),
                           **precision)
-    return Pipelined(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
-                     counts=stage_counts(o, model, data, comm), algorithm=o.program,
-                     virtual=o.virtual_compute, **precision)
+    kind = Pipelined if o.sync == "ddp" else PipelinedZero
+    return kind(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
+                counts=stage_counts(o, model, data, comm), algorithm=o.program,
+                virtual=o.virtual_compute, **precision)
 
 
 def learning_rate(o, step, total):

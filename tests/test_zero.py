@@ -427,7 +427,7 @@ def test_the_main_job_trains_in_slices_and_resumes_as_replicas(stage, tmp_path):
 
 @pytest.mark.parametrize("argv, message", [
     (["--sync", "zero4"], "did you mean zero"),
-    (["--sync", "zero1", "--pp", "2"], "pp 2"),
+    (["--sync", "zero2", "--pp", "2"], "pp 2"),
     (["--sync", "zero2", "--codec", "fp16"], "--codec|all-reduce"),
     (["--sync", "zero3", "--algorithm", "swing"], "auto, ring, shared, mpi of both"),
 ])

@@ -91,3 +91,24 @@ class Stretch:
     def put(self, piece, whole):
         """Write this piece into `whole`, which is contiguous."""
         whole.reshape(-1)[self.start:self.stop] = piece
+
+
+@dataclass(frozen=True)
+class StretchOfShard:
+    """A Stretch of the piece that a Shard is: 1-D, as replicas of a model that is cut keep it."""
+    stretch: Stretch
+    shard: Shard
+
+    def whole(self, shape):
+        """The whole's shape."""
+        return self.shard.whole(self.stretch.form)
+
+    def take(self, whole):
+        """This piece of `whole`, a new 1-D array."""
+        return self.stretch.take(self.shard.take(whole))
+
+    def put(self, piece, whole):
+        """Write this piece into `whole`, which is contiguous."""
+        shard = self.shard.take(whole)
+        self.stretch.put(piece, shard)
+        self.shard.put(shard, whole)

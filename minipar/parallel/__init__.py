@@ -6,6 +6,7 @@ from .exact import Exact
 from .experts import MixtureOfExperts
 from .mesh import Mesh
 from .pipelined import Pipelined
+from .pipelined_zero import PipelinedZero
 from .ring_attention import ring_attention
 from .shard import shard_model
 from .sync_batch_norm import SyncBatchNorm
@@ -16,6 +17,6 @@ from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
 from .zero import Zero
 
 __all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Exact", "Mesh",
-           "MixtureOfExperts", "Pipelined", "Replicated", "RowParallelLinear", "SyncBatchNorm",
-           "Trainer", "VocabParallelEmbedding", "VocabParallelHead", "Zero", "ring_attention",
-           "shard_model", "vocab_parallel_cross_entropy"]
+           "MixtureOfExperts", "Pipelined", "PipelinedZero", "Replicated", "RowParallelLinear",
+           "SyncBatchNorm", "Trainer", "VocabParallelEmbedding", "VocabParallelHead", "Zero",
+           "ring_attention", "shard_model", "vocab_parallel_cross_entropy"]

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 
 from ..amp import GradScaler
+from .buckets import Buckets
 from .buffers import Buffers
 from .partition import Part, balanced, parameter_counts
 from .pipeline import Pipeline
@@ -21,12 +22,14 @@ class Pipelined(Trainer):
     loss, make_optimizer, precision, scaler: as for Replicated. recompute, algorithm: as for
     Pipeline. Buffers (batch-norm statistics) are those of replica 0, as in
     DistributedDataParallel.
+    hook:      makes (state, hook), one for each set of buckets of gradients, as
+               DistributedDataParallel.register_comm_hook takes them; None for an all-reduce.
     virtual:   Times in seconds: sleep as long instead of computing; `facts` then tells the bubble.
     """
 
     def __init__(self, model, make_optimizer, loss, comm, mesh, schedule, *, counts=None,
                  recompute=False, algorithm="auto", precision=nullcontext, scaler=None,
-                 virtual=None):
+                 virtual=None, hook=None):
         self.comm, self.mesh, self.schedule = comm, mesh, schedule
         place = mesh.coordinates(comm.rank)
         self.scaler = scaler or GradScaler(enabled=False)
@@ -34,15 +37,25 @@ class Pipelined(Trainer):
         self.counts = counts or balanced(parameter_counts(model), schedule.stages)
         self.module = Part(model, self.counts, schedule.rank_of, place["pp"]).materialize()
         self._stages = mesh.split(comm, "pp", "tp")  # together they hold every parameter
-        replicas = mesh.split(comm, "dp")
-        self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), replicas, loss,
-                                 recompute=recompute, algorithm=algorithm, precision=precision,
-                                 scale=self.scaler.scale, device=self.device)
-        self._buffers = Buffers(self.module, replicas)
+        self._replicas, self._hook = mesh.split(comm, "dp"), hook
+        self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), self._replicas,
+                                 loss, recompute=recompute, algorithm=algorithm,
+                                 precision=precision, scale=self.scaler.scale, device=self.device,
+                                 reducer=self._reducer)
+        self._buffers = Buffers(self.module, self._replicas)
         self._virtual = virtual and VirtualCompute(self.pipeline, virtual)
         self.optimizer = make_optimizer(self.module)
         self.optimizer.sum_over_ranks = self._sum
         self._tells = place["tp"] == 0 and self.pipeline.has_last_stage
+
+    def _reducer(self, parameters, replicas, capacity, algorithm):
+        buckets = Buckets(parameters, replicas, capacity, algorithm)
+        if self._hook:
+            buckets.use_hook(*self._hook())
+        return buckets
+
+    def hooked(self):
+        return [pair for _, buckets in self.pipeline.reducers for pair in buckets.hooked_buckets()]
 
     def _sum(self, squares):
         total = np.array([squares], float)

@@ -8,7 +8,7 @@ own then, which a Ledger counts.
 import numpy as np
 
 from ..nn.flat import FlatParameters, aligned_zeros
-from ..nn.placement import Stretch
+from ..nn.placement import Stretch, StretchOfShard
 from ..sinks import Sink
 
 
@@ -78,8 +78,15 @@ class Shards(FlatParameters):
         start, stop = self.range_of(parameter)
         return array[start:stop]
 
-    def stretch(self, parameter):
-        """The Stretch of the parameter that the slice has."""
+    def place(self, parameter):
+        """Where what the slice has of the parameter stands in the whole: a Stretch, or, of a piece
+        of a parameter that is cut, a StretchOfShard."""
+        stretch = self._stretch(parameter)
+        if parameter.placement is None:
+            return stretch
+        return StretchOfShard(stretch, parameter.placement)
+
+    def _stretch(self, parameter):
         first = self.starts[self.index[id(parameter)]] - self.own.start
         start, stop = self.range_of(parameter)
         if start == stop:

@@ -23,14 +23,14 @@ from ..context import batch_position, current, no_grad
 from ..nn.blocks import blocks_of
 from ..tensor import Tensor, record
 from .buffers import Buffers
-from .gather import gather_whole, scatter_pieces
 from .shards import Ledger, Shards
-from .trainer import Trainer, cut
+from .sliced import Sliced
+from .trainer import cut
 
 IN_FLIGHT = 1  # reductions, while backward computes the gradients of the next block
 
 
-class Zero(Trainer):
+class Zero(Sliced):
     """Every rank takes a slice of each global batch, and updates a slice of each parameter.
 
     module:    defines `blocks()`; without memory yet if it is too large for one rank.
@@ -80,19 +80,13 @@ class Zero(Trainer):
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._progress)
         self._buffers = Buffers(module, comm)
-        self._stretches = {id(p): (unit, unit.stretch(p)) for unit in self._units
-                           for p in unit.parameters}
+        self._keep_places(self._units)
         self.optimizer = make_optimizer(module)
         self.optimizer.sum_over_ranks = self._sum
         self._passed, self._flying, self._reduces = 0, [], False
 
     def _progress(self, parameter):
         self.comm.engine.progress()
-
-    def _sum(self, squares):
-        total = np.array([squares])
-        self.comm.all_reduce(total)
-        return float(total[0])
 
     # Forward and backward
 
@@ -189,18 +183,14 @@ class Zero(Trainer):
 
     def step(self, batch, shard, step, stop=False, max_norm=None):
         result = super().step(batch, shard, step, stop, max_norm)
-        if self._stage < 3:
-            self._update_others()
+        self._loaded()  # its slices have new values
         return result
 
-    def _update_others(self):
+    def _update_others(self, units):
         if self._shared:
             self.comm.barrier()  # each rank has written its slices
-            return
-        for unit in self._units:
-            unit.update_others()
-        for unit in self._units:
-            unit.wait()
+        else:
+            super()._update_others(units)
 
     def predict(self, inputs):
         self._buffers.share()
@@ -209,70 +199,15 @@ class Zero(Trainer):
 
     # State
 
-    def first_bad(self):
-        for what in ("parameter", "gradient of"):
-            mine = [name for name, (unit, p) in self._named() if not np.isfinite(unit.view(
-                p, unit.data if what == "parameter" else unit.grad)).all()]
-            names = [self.comm.broadcast_object(mine, rank) for rank in range(self.comm.size)]
-            bad = {name for found in names for name in found}
-            for name, _ in self._named():
-                if name in bad:
-                    return f"first bad: {what} {name}"
-        return "all parameters and gradients are finite"
-
-    def _named(self):
-        """(name, (unit, parameter)) of all parameters."""
-        return [(name, (self._stretches[id(p)][0], p)) for name, p in
-                self.module.named_parameters()]
-
-    def _piece(self, t, array=None):
-        """[(what this rank gives of a tensor, its place)], nothing if others give it all.
-
-        array: another one that belongs to the parameter, of the optimizer's state.
-        """
-        if id(t) not in self._stretches:
-            return [(t.array, None)]
-        unit, stretch = self._stretches[id(t)]
-        if stretch.start == stretch.stop and t.numel():
-            return []
-        return [(unit.view(t, unit.data) if array is None else array, stretch)]
-
-    def _gather(self, tensors):
-        return gather_whole(self.comm, {
-            name: piece for name, t in tensors for piece in self._piece(t)})
-
     def parameters(self):
         """{name: array}: on every rank, or in stage 3 on rank 0 alone. Collective."""
         if self._stage < 3:
             return {name: p.array for name, p in self.module.named_parameters()}
         return self._gather(self.module.named_parameters())
 
-    def state(self):
-        parameters = dict(self.module.named_parameters())
-        optimizer = {key: piece for key, value in self.optimizer.named_state(self.module).items()
-                     for piece in (self._piece(parameters[key.rpartition(".")[0]], value)
-                                   if np.ndim(value) else [(np.asarray(value), None)])}
-        return self._gather(self.module.named_state()), gather_whole(self.comm, optimizer)
-
-    def load(self, model, optimizer):
-        self.comm.barrier()  # nobody reads any more what is about to change
-        tensors, nowhere = dict(self.module.named_state()), (None, None)
-        mine = scatter_pieces(self.comm, model, {
-            name: self._stretches.get(id(t), nowhere)[1] for name, t in tensors.items()})
-        if mine and (missing := tensors.keys() - mine.keys()):
-            raise RuntimeError(f"missing in what is loaded: {', '.join(sorted(missing))}")
-        for name, array in mine.items():
-            t, (unit, _) = tensors[name], self._stretches.get(id(tensors[name]), nowhere)
-            (t.array if unit is None else unit.view(t, unit.data))[...] = array
-            t.storage.version += 1
-        if mine and self._stage < 3:
-            self._update_others()
-        stretches = {name: self._stretches[id(p)][1] for name, (_, p) in self._named()}
-        wanted = {f"{name}.{key}": stretch for name, stretch in stretches.items()
-                  for key in self.optimizer.state_names}
-        wanted.update((f"{name}.step", None) for name in stretches)
-        if mine := scatter_pieces(self.comm, optimizer, wanted):
-            self.optimizer.load_named_state(self.module, mine)
+    def _loaded(self):
+        if self._stage < 3:
+            self._update_others(self._units)
 
     def memory(self):
         """Bytes by what they are for, as Trainer.memory; `transient` is the peak of what was
