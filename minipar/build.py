@@ -112,10 +112,12 @@ def build_trainer(o, model, loss, comm, data):
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
                           algorithm=o.program, hook=o.compress and compression(o.compress),
                           **precision)
-    kind = Pipelined if o.sync == "ddp" else PipelinedZero
+    kind, more = Pipelined, {"hook": o.compress and (lambda: compression(o.compress))}
+    if o.sync != "ddp":
+        kind, more = PipelinedZero, {}
     return kind(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
                 counts=stage_counts(o, model, data, comm), algorithm=o.program,
-                virtual=o.virtual_compute, **precision)
+                virtual=o.virtual_compute, **more, **precision)
 
 
 def learning_rate(o, step, total):

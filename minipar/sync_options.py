@@ -18,9 +18,9 @@ def add_sync_options(add, count):
         "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
         "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
         "machine have one copy of the parameters (with --pp and --tp, zero1); local:H or diloco:H "
-        "average every H steps; delayed: gradients one step late; gossip:ring (torus, exponential, complete, or edges: "
-        "0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, ssp:S: parameter "
-        "servers")
+        "average every H steps; delayed: gradients one step late; gossip:ring (torus, exponential, "
+        "complete, or edges: 0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, "
+        "ssp:S: parameter servers")
     add("--sync-batch-norm", action="store_true", help="batch normalisation over the samples of "
         "all replicas, not of each (resnet18, resnet50)")
     add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
@@ -73,9 +73,6 @@ def check_compress(o):
         state, _ = compression(o.compress)
     except ValueError as error:
         raise ValueError(f"argument --compress: {error}") from None
-    if o.mesh.pp * o.mesh.tp > 1:
-        raise ValueError(f"--compress {o.compress} is for replicas of whole models, not for "
-                         f"{o.mesh}")
     if o.sync != "ddp":
         raise ValueError(f"--compress {o.compress} is for --sync ddp, not for {o.sync}")
     if o.codec:
