@@ -1,13 +1,19 @@
 """ZeRO-1 beside pipelines and tensor parallelism: the serial training, in less memory."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from cut_cases import alike, assert_alike, assert_close, copies, steps, trainer
-from minipar import options, train
+import minipar as mp
+from cut_cases import adamw, alike, assert_alike, assert_close, copies, steps, trainer
+from minipar import nn, options, train
 from minipar.amp import GradScaler
 from minipar.comm import run_threads, world
-from minipar.parallel import Diverged, Mesh, PipelinedZero
+from minipar.parallel import Diverged, Mesh, Pipelined, PipelinedZero
+from minipar.parallel.schedule import SCHEDULES
+from minipar.tensor import Tensor
+from minipar.train import loss_and_count
 
 SERIAL = Mesh(1, 1, 1)
 MESHES = [Mesh(2, 2, 1), Mesh(2, 1, 2), Mesh(3, 1, 2), Mesh(2, 2, 2), Mesh(1, 2, 1),
@@ -90,6 +96,41 @@ def test_any_layout_goes_on_from_the_state_of_another(before, after, serial):
     np.testing.assert_array_equal(model["lm_head.weight"], model["transformer.wte.weight"])
     assert {int(v) for k, v in state.items() if k.endswith(".step")} == {5}
     assert {k.rpartition(".")[0] for k in state} == set(serial[0])
+
+
+class Sometimes(nn.Module):
+    """A layer that replica 1 alone uses, and one that none does."""
+
+    def __init__(self, mesh):
+        super().__init__()
+        self.some, self.never = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.used = mesh.coordinates(world().rank)["dp"] == 1
+
+    def forward(self, x):
+        return self.some(x) if self.used else x.relu()
+
+
+def test_partly_used_parameters_learn_and_frozen_and_unused_ones_stay():
+    mesh, data = Mesh(2, 2, 1), np.random.default_rng(0)
+    x, y = data.standard_normal((8, 6)), data.integers(0, 4, 8)
+
+    def rank(kind, count):
+        mp.set_default_dtype("float64")
+        mp.manual_seed(5)
+        model = nn.Sequential(nn.Linear(6, 6), Sometimes(mesh), nn.GELU(), nn.Linear(6, 4))
+        model[0].bias.requires_grad_(False)
+        t = kind(model, adamw, loss_and_count, world(), mesh, SCHEDULES["1f1b"](2, 2))
+        mine = slice(4 * (world().rank % 2), 4 * (world().rank % 2) + 4)
+        for step in range(count):
+            t.step((Tensor(x[mine]), Tensor(y[mine])), SimpleNamespace(start=0), step)
+        return copies(t.parameters()), t.memory()
+    (start, _), *_ = run_threads(rank, 4, PipelinedZero, 0)
+    (expected, whole), *_ = run_threads(rank, 4, Pipelined, 3)
+    (found, held), *_ = run_threads(rank, 4, PipelinedZero, 3)
+    assert_close(found, expected)
+    assert {name for name in found if (found[name] == start[name]).all()} == {
+        "0.bias", "1.never.weight", "1.never.bias"}
+    assert held["parameters"] < 1.5 * whole["parameters"]
 
 
 def test_a_loss_that_is_not_finite_is_told_with_the_parameter_on_all_ranks():
