@@ -73,6 +73,9 @@ def check_compress(o):
         state, _ = compression(o.compress)
     except ValueError as error:
         raise ValueError(f"argument --compress: {error}") from None
+    if o.device != "cpu":
+        raise ValueError(f"--compress {o.compress} is for gradients in the CPU's memory: not with "
+                         f"--device {o.device}")
     if o.sync != "ddp":
         raise ValueError(f"--compress {o.compress} is for --sync ddp, not for {o.sync}")
     if o.codec:

@@ -319,6 +319,7 @@ def test_every_compression_has_a_default_and_trains_with_microbatches_and_clippi
     (["--compress", "powersgd:2.5"], "powersgd:2.5: '2.5' is not a whole number"),
     (["--compress", "int8", "--codec", "float16"], "both encode gradients"),
     (["--compress", "int8", "--algorithm", "swing"], "--algorithm swing would not serve"),
+    (["--compress", "fp16", "--device", "cuda"], "CPU's memory: not with --device cuda"),
     (["--compress", "int8", "--pp", "2", "--sync", "zero1"], "is for --sync ddp, not for zero1"),
     (["--compress", "int8", "--sync", "zero1"], "is for --sync ddp, not for zero1"),
     (["--compress", "sign", "--amp", "float16"], "--amp bfloat16 does not"),

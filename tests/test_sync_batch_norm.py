@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import fake_cupy
 import minipar as mp
 from minipar import nn, options, optim, train
 from minipar.comm import run_threads, world
@@ -189,6 +190,27 @@ def test_a_converted_model_has_the_names_values_and_memory_of_the_one_before():
         assert alone.weight is both.weight and alone.process_group is world()
         assert SyncBatchNorm.convert_sync_batchnorm(alone) is alone
     run_threads(rank, 2)
+
+
+def test_on_a_gpu_it_computes_what_it_does_on_the_cpu():
+    shares = [slice(0, 3), slice(3, 8)]
+    (x, g), *_ = batches((3, 4), 8, 1)
+
+    def rank(device):
+        layer, mine = made(SyncBatchNorm, (3, 4)).to(device), shares[world().rank]
+        leaf = Tensor(x[mine]).to(device)
+        leaf.requires_grad = True
+        out = layer(leaf)
+        out.backward(Tensor(g[mine]).to(device))
+        assert out.device == layer.running_mean.device == mp.device(device)
+        return [t.cpu().array for t in (out.detach(), leaf.grad, layer.weight.grad,
+                                        layer.running_mean, layer.running_var)]
+    expected = run_threads(rank, 2, "cpu")
+    with fake_cupy.installed():
+        results = run_threads(rank, 2, "cuda:0")
+    for ours, theirs in zip(results, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            close(a, b)
 
 
 def own_model():
