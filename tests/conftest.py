@@ -5,6 +5,9 @@ import os
 
 # Hundreds of tests start processes: the first one compiles the package's modules for all others.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if "PYTEST_XDIST_WORKER" in os.environ:  # several tests run at a time: none takes all cores
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 def pytest_collection_finish():
