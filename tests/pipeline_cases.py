@@ -49,15 +49,15 @@ def model(name):
 
 
 def batches(name, dp, microbatches):
-    """STEPS (inputs, targets); batches are cut unevenly, the last one is shorter.
+    """STEPS (inputs, targets), 3 of resnet18; batches are cut unevenly, the last one is shorter.
 
     Batch normalisation needs several values of each channel in every micro-batch: with few, what
     is left of their differences, and with it the training, is mostly rounding.
     """
     rng = np.random.default_rng(1)
     groups, (_, normalises, shape) = dp * microbatches, MODELS[name]
-    least = (2 if name == "resnet18" else 3) if normalises else 1
-    sizes = [least * groups + groups // 2 + 1] * (STEPS - 1) + [least * groups]
+    least, steps = (2, 3) if name == "resnet18" else (3 if normalises else 1, STEPS)
+    sizes = [least * groups + groups // 2 + 1] * (steps - 1) + [least * groups]
     if not normalises:
         sizes[-1] = max(1, groups - 1)  # a micro-batch without samples
     for size in sizes:

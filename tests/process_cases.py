@@ -49,7 +49,8 @@ def one_sided():
 
 def payload(source, number, n):
     """What message `number` from `source` holds: n bytes that differ from place to place."""
-    return ((np.arange(n) * 7 + 31 * source + number) % 251).astype(np.uint8)
+    period = (np.arange(251) * 7 + 31 * source + number) % 251
+    return np.resize(period.astype(np.uint8), n)
 
 
 def messages_of_any_size(comm):

@@ -1,6 +1,7 @@
 """The kernels of kernels/ emulated, with real block sizes, and compiled for GPUs."""
 
 import importlib
+import itertools
 import pkgutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ def kernels():
 
 KERNELS = kernels()
 CASES = CASES | MORE_CASES
+FILES = sorted(p.name for p in kernels_folder().glob("*.cu"))
 
 
 @pytest.fixture
@@ -177,13 +179,12 @@ def test_a_kernel_without_the_execution_asked_for_leaves_it_to_numpy(
                                        "emulated execution, only gpu, compiled\n")
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("file", sorted(p.name for p in kernels_folder().glob("*.cu")))
-def test_a_kernel_compiles_for_a_gpu_in_every_type(file, arch):
+def compile_for_gpus(file, builds):
+    """Compile a file of kernels for each (architecture, type); all its kernels must be there."""
     source = kernels_folder() / file
     with ThreadPoolExecutor() as pool:  # compilers are processes
-        builds = {real: pool.submit(cubin, source, arch, real) for real in ACCUMULATE}
-    for build in builds.values():
+        builds = [pool.submit(cubin, source, arch, real) for arch, real in builds]
+    for build in builds:
         try:
             code = build.result()
         except BuildError as error:
@@ -194,7 +195,20 @@ def test_a_kernel_compiles_for_a_gpu_in_every_type(file, arch):
         assert all(name.encode() in code for name in signatures(source.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in kernels_folder().glob("*.cu")))
+@pytest.mark.parametrize("file", FILES)
+def test_a_kernel_compiles_for_a_gpu_in_every_type(file):
+    """Architectures take turns: with the next file, each has the other's types."""
+    archs = itertools.cycle(ARCHITECTURES[::(-1) ** FILES.index(file)])
+    compile_for_gpus(file, zip(archs, ACCUMULATE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_a_kernel_compiles_for_every_gpu_in_every_type(file):
+    compile_for_gpus(file, itertools.product(ARCHITECTURES, ACCUMULATE))
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_a_kernel_compiles_by_nvrtc_which_is_what_cupy_uses(file, monkeypatch):
     if gpu.nvrtc_library() is None:
         pytest.skip("there is no NVRTC: pip install nvidia-cuda-nvrtc-cu12")

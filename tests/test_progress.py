@@ -121,8 +121,9 @@ world().plan("all_reduce", progress_cases.np.ones(1000), algorithm="mpi").start(
 """
 
 
-@both_ways
-@pytest.mark.parametrize("p", [2, 4])
+@pytest.mark.parametrize("way, p", [
+    ("hooks", 2), ("thread", 4), pytest.param("hooks", 4, marks=pytest.mark.slow),
+    pytest.param("thread", 2, marks=pytest.mark.slow)])
 def test_all_of_it_holds_over_mpi(way, p, monkeypatch):
     monkeypatch.setenv("MINIPAR_PROGRESS", way)
     done = mpirun(p, "-c", MPI_PROGRAM, way, 20 if way == "thread" else 0.02, timeout=120)

@@ -12,6 +12,7 @@ from minipar.quantise import dequantise, pack_signs, unpack_signs
 
 SIZES = [0, 1, 7, 8, 9, 255, 256, 257, 10007]
 FLOATS = [np.float16, np.float32, np.float64]
+BLOCKS = [256, 2, 64, 1000]
 
 
 @pytest.fixture(params=KERNELS)
@@ -64,16 +65,28 @@ def bits_of(arrays):
             else a.tobytes() for a in arrays]
 
 
+def check_executions(n, dtype, block):
+    x, residual = numbers(n, dtype), numbers(n, quantise.accumulator(np.dtype(dtype)), 1)
+    made = in_all_executions(lambda: everything(x, residual, block))
+    expected = made.pop("reference")
+    for name, arrays in made.items():
+        assert [a.dtype for a in arrays] == [a.dtype for a in expected]
+        assert bits_of(arrays) == bits_of(expected), (name, dtype, block)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_every_execution_gives_the_same_bits(n):
+    """Every pair of size, type and block."""
+    for i, block in enumerate(BLOCKS):
+        check_executions(n, FLOATS[(SIZES.index(n) + i) % 3], block)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("n", SIZES)
-def test_every_execution_gives_the_same_bits(n, dtype):
-    x, residual = numbers(n, dtype), numbers(n, quantise.accumulator(np.dtype(dtype)), 1)
-    for block in (256, 2, 64, 1000):
-        made = in_all_executions(lambda: everything(x, residual, block))
-        expected = made.pop("reference")
-        for name, arrays in made.items():
-            assert [a.dtype for a in arrays] == [a.dtype for a in expected]
-            assert bits_of(arrays) == bits_of(expected), (name, block)
+def test_every_execution_gives_the_same_bits_for_every_type_and_block(n, dtype):
+    for block in BLOCKS:
+        check_executions(n, dtype, block)
 
 
 def test_threads_change_no_bit():

@@ -1,6 +1,7 @@
 """The shape of the code base: who may import whom, and how long the reading path is."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -30,10 +31,16 @@ def layer_of(module):
     return next((i for i, names in enumerate(LAYERS) if module in names), None)
 
 
+@functools.cache
+def import_nodes(path):
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imports_of(path):
     """(imported top-level module of minipar, line) of every import inside the package."""
     package = path.relative_to(PACKAGE).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in import_nodes(path):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = list(package[:len(package) - node.level + 1])
             base += node.module.split(".") if node.module else []
@@ -65,8 +72,7 @@ def test_every_module_has_a_layer_and_imports_go_one_way():
 def test_mpi_and_cupy_have_one_door_each():
     for path in files():
         text = path.read_text(encoding="utf-8")
-        if "mpi4py" in [n.module for n in ast.walk(ast.parse(text))
-                        if isinstance(n, ast.ImportFrom)]:
+        if "mpi4py" in [n.module for n in import_nodes(path) if isinstance(n, ast.ImportFrom)]:
             assert path == PACKAGE / "comm" / "transport" / "mpi.py"
         assert not re.search("(import|from) cupy", text) or path == PACKAGE / "device.py"
 

@@ -1,5 +1,6 @@
 """The main job from outside: command lines, exit statuses, metrics, equality over ranks."""
 
+import itertools
 import json
 
 import numpy as np
@@ -37,26 +38,39 @@ def test_the_default_job_on_four_ranks_reaches_97_percent(tmp_path):
     assert len(end["params_sha256"]) == 64 and (end["dp"], end["pp"], end["tp"]) == (4, 1, 1)
 
 
-LAYOUTS = [(1, 4), (2, 1), (2, 4), (3, 1), (3, 4), (4, 1), (4, 4)]
+JOBS = {"the default job": ("--epochs", "15"),
+        "gpt with dropout": (
+            "--model", "gpt", "--steps", "20", "--batch-size", "17", "--layers", "2", "--embedding",
+            "32", "--heads", "2", "--block-size", "24", "--dropout", "0.1", "--clip", "1")}
+# {job: its (ranks, micro-batches)}: every pair of job, ranks and micro-batches.
+LAYOUTS = {"the default job": [(1, 4), (2, 1), (3, 4), (4, 1)],
+           "gpt with dropout": [(1, 4), (2, 4), (3, 1), (4, 4)]}
 
 
-@pytest.mark.parametrize("job", [
-    ("--epochs", "15"),
-    ("--model", "gpt", "--steps", "20", "--batch-size", "17", "--layers", "2", "--embedding",
-     "32", "--heads", "2", "--block-size", "24", "--dropout", "0.1", "--clip", "1"),
-], ids=["the default job", "gpt with dropout"])
-def test_any_number_of_ranks_and_microbatches_trains_the_same_parameters(job, tmp_path):
+def check_layouts(job, layouts, folder):
+    """Assert that a job ends with the parameters of one process on all (ranks, micro-batches)."""
     def parameters(n, m):
-        out = tmp_path / f"{n}-{m}.npz"
-        done = mpirun(n, "tests/mpi_programs/parameters.py", out, *job, "--dtype", "float64",
+        out = folder / f"{n}-{m}.npz"
+        done = mpirun(n, "tests/mpi_programs/parameters.py", out, *JOBS[job], "--dtype", "float64",
                       "--microbatches", m, "--quiet", timeout=90)
         assert done.returncode == 0, done.stderr
         return dict(np.load(out))
     serial = parameters(1, 1)
-    for n, m in LAYOUTS:
+    for n, m in layouts:
         for name, values in parameters(n, m).items():
             error = np.linalg.norm(values - serial[name]) / np.linalg.norm(serial[name])
             assert error <= 1e-12, f"{name} on {n} ranks, {m} micro-batches: {error:.1e}"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_any_number_of_ranks_and_microbatches_trains_the_same_parameters(job, tmp_path):
+    check_layouts(job, LAYOUTS[job], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_every_number_of_ranks_with_every_number_of_microbatches_does_so_too(job, tmp_path):
+    check_layouts(job, itertools.product(range(1, 5), (1, 4)), tmp_path)
 
 
 def test_two_runs_of_one_layout_are_bitwise_equal(tmp_path):

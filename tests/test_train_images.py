@@ -55,7 +55,7 @@ def test_a_resnet18_learns_the_classes_of_an_image_folder(folder, tmp_path):
 
 def test_a_resnet18_is_resumed_to_the_same_bits_on_two_ranks(folder, tmp_path):
     args = ["--model", "resnet18", "--data", folder, "--image-size", "16", "--batch-size", "8",
-            "--steps", "4"]
+            "--steps", "3"]
     whole = run(args, 2)
     more = [*args, "--checkpoint", tmp_path]
     assert run(more, 2, after=1) is None

@@ -20,30 +20,31 @@ for line in LINES:
         STEPS[-1][1].append(line)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture
+def folder(tmp_path):
     """Where the page's first block stands as two_rings.py."""
-    folder = tmp_path_factory.mktemp("of a user")
+    folder = tmp_path / "of a user"
+    folder.mkdir()
     block = re.search(r"```python\n(.*?)```", PAGE, re.S)[1]
     assert len(block.strip().splitlines()) - block.count("\n\n") <= 10
     (folder / "two_rings.py").write_text(block, encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize("command, shown", STEPS, ids=[command for command, _ in STEPS])
-def test_a_command_of_the_page_does_what_the_page_says(command, shown, folder):
-    line = command.replace("minipar ", f'"{sys.executable}" -m minipar ', 1)
-    if command.startswith("mpirun"):
-        line = line.replace("mpirun", f'"{launcher()}"', 1)
+def test_the_commands_of_the_page_do_one_after_the_other_what_the_page_says(folder):
     environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(line, shell=True, cwd=folder, env=environment, text=True,
-                          capture_output=True, timeout=60)
-    assert done.returncode == (1 if "wrong.py --" in command else 0), done.stderr
-    if shown:
-        told = done.stdout.replace(str(Path(folder).resolve()) + os.sep, "")
-        assert told.strip().splitlines() == shown
-    for word in re.findall(r"--output (\S+)|--metrics (\S+)", command):
-        assert (folder / "".join(word)).stat().st_size
+    for command, shown in STEPS:
+        line = command.replace("minipar ", f'"{sys.executable}" -m minipar ', 1)
+        if command.startswith("mpirun"):
+            line = line.replace("mpirun", f'"{launcher()}"', 1)
+        done = subprocess.run(line, shell=True, cwd=folder, env=environment, text=True,
+                              capture_output=True, timeout=60)
+        assert done.returncode == (1 if "wrong.py --" in command else 0), (command, done.stderr)
+        if shown:
+            told = done.stdout.replace(str(Path(folder).resolve()) + os.sep, "")
+            assert told.strip().splitlines() == shown, command
+        for word in re.findall(r"--output (\S+)|--metrics (\S+)", command):
+            assert (folder / "".join(word)).stat().st_size, command
 
 
 def test_all_that_one_does_with_an_algorithm_is_on_the_page():

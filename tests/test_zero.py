@@ -111,7 +111,8 @@ def test_where_sums_have_one_order_the_bits_are_those_of_replicas(n, make):
     (3, 1, gpt, two_groups), (4, 1, gpt, adamw)])
 def test_clipped_steps_of_several_micro_batches_are_those_of_replicas(n, microbatches, make,
                                                                       make_optimizer):
-    more = {"microbatches": microbatches, "make_optimizer": make_optimizer, "max_norm": 0.5}
+    more = {"microbatches": microbatches, "make_optimizer": make_optimizer, "max_norm": 0.5,
+            "count": 10}
     expected, norm = trained(n, 0, make, **more)
     for stage in STAGES:
         ours, own = trained(n, stage, make, **more)
