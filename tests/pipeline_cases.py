@@ -74,9 +74,12 @@ def make_optimizer(name):
     """AdamW divides by the size of a gradient, and so shows the rounding of those that are all
     but zero: a few of any model (1e-8 in place of this eps leaves 6e-12 of what is 2e-15 with
     SGD), many of one with batch normalisation."""
-    if MODELS[name][1]:
-        return lambda module: optim.SGD(module.parameters(), 0.01, momentum=0.9)
-    return lambda module: optim.AdamW(module.parameters(), 0.01, eps=1e-4)
+    def make(module):
+        groups = [{"params": module.parameters()}]  # of which a rank's stages may have none
+        if MODELS[name][1]:
+            return optim.SGD(groups, 0.01, momentum=0.9)
+        return optim.AdamW(groups, 0.01, eps=1e-4)
+    return make
 
 
 @lru_cache(maxsize=None)
