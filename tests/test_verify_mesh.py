@@ -90,6 +90,17 @@ def test_the_step_comes_after_every_reduction_and_joins_all_ranks():
     assert sorted(seen) == [task.id for task in steps]
 
 
+@pytest.mark.parametrize("lists, mesh, words", [
+    (2, Mesh(pp=3), "2 lists on a mesh of dp 1 x pp 3 x tp 1 for a schedule of 2 ranks"),
+    (3, Mesh(pp=2, dp=2), "3 lists on a mesh of dp 2 x pp 2 x tp 1 for a schedule of 2 ranks"),
+    (3, None, "3 lists on a mesh of dp 1 x pp 2 x tp 1 for a schedule of 2 ranks")])
+def test_lists_and_meshes_of_other_numbers_are_refused(lists, mesh, words):
+    one = SCHEDULES["1f1b"](2, 2)
+    for prove in verify, schedule_graph:
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            prove(one, (lower(one) * 2)[:lists], mesh)
+
+
 def mutate(rng, row):
     """Another order of a list: two neighbours, or any two, exchanged, or one action moved."""
     row, i = list(row), rng.randrange(1, len(row))

@@ -40,9 +40,10 @@ def schedule_graph(schedule, rows=None, mesh=None):
           all its copies go through, or one for each rank of the mesh.
     mesh: Mesh of the job, of which the tasks' ranks are; Mesh(pp=schedule.ranks) if None.
     Raises ScheduleError, with `rank` and `index` the place in `rows`, if a message lacks its other
-    end, meets another one, or if a task needs what nothing before it makes.
+    end, meets another one, or if a task needs what nothing before it makes; ValueError for rows or
+    a mesh of other numbers of ranks.
     """
-    rows, mesh = lower(schedule) if rows is None else rows, mesh or Mesh(pp=schedule.ranks)
+    rows, mesh = on_mesh(schedule, rows, mesh)
     tasks = []
     for rank in range(mesh.size):
         _append(tasks, schedule, rank, rows, mesh)
@@ -51,8 +52,17 @@ def schedule_graph(schedule, rows=None, mesh=None):
     return tasks
 
 
+def on_mesh(schedule, rows, mesh):
+    """(rows, mesh) with what stands for None. Raises ValueError if they do not fit."""
+    rows, mesh = lower(schedule) if rows is None else rows, mesh or Mesh(pp=schedule.ranks)
+    if mesh.pp != schedule.ranks or len(rows) not in (mesh.pp, mesh.size):
+        raise ValueError(f"{len(rows)} lists on a mesh of {mesh} for a schedule of "
+                         f"{schedule.ranks} ranks")
+    return rows, mesh
+
+
 def row_of(rank, rows, mesh):
-    """Which of `rows` a rank of the mesh goes through: its own, or that of its stage."""
+    """Which of `rows` a rank of the mesh goes through: its own, or all its copies'."""
     return rank if len(rows) == mesh.size else mesh.coordinates(rank)["pp"]
 
 

@@ -7,19 +7,17 @@ A schedule is right if
   the receive (synchronous): messages and reductions stand in the lists as `lower.py` writes them,
   and where several ranks do something together (`schedule_graph.py`), each waits for all others.
 
-An activation lives from its F to its B or W; as each happens once, in this order,
-none is used before it is there or after it is freed. An error shows the rank x time grid with
-marked cells.
+An activation lives from its F to its B or W; as each happens once, in this order, none is used
+before it is there or after it is freed. An error shows the rank x time grid with marked cells.
 """
 
 from collections import Counter
 from typing import NamedTuple
 
 from .grid import grid, table
-from .lower import lower, sent
-from .mesh import Mesh
+from .lower import sent
 from .schedule import COMPUTE, Action, ScheduleError
-from .schedule_graph import needs, row_of, schedule_graph, splits, together
+from .schedule_graph import needs, on_mesh, row_of, schedule_graph, splits, together
 
 
 class Peaks(NamedTuple):
@@ -40,15 +38,14 @@ def verify(schedule, rows=None, mesh=None, kept=1):
     mesh: the job's Mesh, whose replicas and tp ranks take part; Mesh(pp=schedule.ranks) if None.
     kept: see `peaks`.
     Raises ScheduleError with the grid; its `rank` and `index` say where, in the schedule's own
-    lists, or in `rows` if the fault is not in those.
+    lists, or in `rows` if the fault is not in those; ValueError as `schedule_graph` does.
     """
     _check_places(schedule)
     _check_counts(schedule)
     _check_order(schedule)
-    mesh = mesh or Mesh(pp=schedule.ranks)
+    lists, mesh = on_mesh(schedule, rows, mesh)
     if rows is not None:
         _check_lowered(schedule, rows, mesh)
-    lists = lower(schedule) if rows is None else rows
     try:
         tasks = schedule_graph(schedule, lists, mesh)
     except ScheduleError as error:
@@ -183,11 +180,11 @@ def _check_lowered(schedule, rows, mesh):
     """Whether `rows` are the schedule's actions, with each message and reduction once; in its
     order, unless every rank of the mesh has a row of its own."""
     for rank, row in enumerate(rows):
-        stage = rank if len(rows) == schedule.ranks else mesh.coordinates(rank)["pp"]
+        holder = rank if len(rows) == schedule.ranks else mesh.coordinates(rank)["pp"]
         due, split = set(), splits([row])
-        for action in schedule.actions[stage]:
+        for action in schedule.actions[holder]:
             due |= {action, sent(schedule, action), *needs(schedule, action, split)}
-        due |= {Action(stage, "REDUCE", 0) for stage in schedule.stages_of(stage)}
+        due |= {Action(stage, "REDUCE", 0) for stage in schedule.stages_of(holder)}
         due.discard(None)
         seen = set()
         for i, action in enumerate(row):
