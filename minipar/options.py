@@ -122,7 +122,7 @@ def parser():
         "heads, features, vocabulary (gpt, mlp)")
     add("--sequence-parallel", action="store_true",
         help="with --tp, norms and dropouts of the gpt work on pieces of the sequence")
-    add("--schedule", default="1f1b", metavar="NAME | FILE", help="of the pipeline: "
+    add("--schedule", metavar="NAME | FILE", help="of the pipeline (default 1f1b): "
         + ", ".join(SCHEDULES) + "; or one of yours, proved first: my.csv, FILE.py:NAME")
     add("--chunks", type=count, metavar="V", help="stages a rank, for schedules that have them")
     add("--recompute", action="store_true",
@@ -214,6 +214,7 @@ def _check_layout(o, world_size):
     o.microbatches = asked or (2 * o.pp if o.pp > 1 else 1)
     if o.pp > 1:
         from .commands.schedules import schedule_of  # which knows the errors of this file
+        o.schedule = o.schedule or "1f1b"
         m = asked if o.schedule.endswith(".csv") else o.microbatches  # a file says how many
         o.pipeline = schedule_of(o.schedule, o.pp, m, o.chunks, o.virtual_compute)
         o.microbatches = o.pipeline.microbatches

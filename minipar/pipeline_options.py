@@ -49,9 +49,11 @@ def check_pipeline_options(o):
 
     `o.predicted` becomes the simulated bubble rate of virtual compute, whose times become seconds.
     """
-    for option in ("partition", "stage_speeds", "virtual_compute"):
+    for option in ("schedule", "chunks", "partition", "stage_speeds", "virtual_compute"):
         if o.pp == 1 and getattr(o, option):
             raise ValueError(f"--{option.replace('_', '-')} is of a pipeline: give --pp")
+    if o.recompute and o.pipeline is None:
+        raise ValueError("--recompute is of a model that is cut: give --pp or --tp")
     o.partition = o.partition or "parameters"
     if o.stage_speeds and isinstance(o.partition, list):
         raise ValueError("--stage-speeds balances; --partition "

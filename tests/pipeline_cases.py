@@ -1,5 +1,6 @@
 """Models, batches and the serial run that trainings of cut models are compared with."""
 
+import itertools
 from functools import lru_cache
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from minipar.comm import run_threads, world
 from minipar.context import batch_position
 from minipar.models import GPT, MLP, GPTConfig, resnet18
 from minipar.ops.loss import cross_entropy_sum_count
-from minipar.parallel import Pipelined
+from minipar.parallel import Pipelined, shard_model, vocab_parallel_cross_entropy
 from minipar.parallel.mesh import Mesh
 from minipar.parallel.schedule import SCHEDULES, ScheduleError
 from minipar.parallel.trainer import cut
@@ -40,6 +41,7 @@ MODELS = {
     "gpt": (lambda: GPT(GPTConfig(vocab_size=7, block_size=6, n_layer=6, n_head=2, n_embd=8,
                                   dropout=0.2)), False, (7,)),
 }
+CUT = ("mlp", "gpt")  # those whose layers can be cut over ranks
 
 
 def model(name):
@@ -70,10 +72,14 @@ def batches(name, dp, microbatches):
 
 def make_optimizer(name):
     """AdamW divides by the size of a gradient, and so shows the rounding of those that are all
-    but zero, which batch normalisation makes."""
-    if MODELS[name][1]:
-        return lambda module: optim.SGD(module.parameters(), 0.01, momentum=0.9)
-    return lambda module: optim.AdamW(module.parameters(), 0.01)
+    but zero: a few of any model (1e-8 in place of this eps leaves 6e-12 of what is 2e-15 with
+    SGD), many of one with batch normalisation."""
+    def make(module):
+        groups = [{"params": module.parameters()}]  # of which a rank's stages may have none
+        if MODELS[name][1]:
+            return optim.SGD(groups, 0.01, momentum=0.9)
+        return optim.AdamW(groups, 0.01, eps=1e-4)
+    return make
 
 
 @lru_cache(maxsize=None)
@@ -106,10 +112,23 @@ def _serial(name, dp, microbatches):
     return {k: t.array for k, t in module.state_dict().items()}, losses
 
 
+def with_layers_cut(name, ranks):
+    """(model, its loss) over the ranks of a tensor-parallel group."""
+    module = shard_model(model(name), ranks, gather_logits=False)
+
+    def loss_of_pieces(logits, targets):
+        return vocab_parallel_cross_entropy(logits.reshape(-1, logits.shape[-1]),
+                                            targets.reshape(-1), module.config.vocab_size, ranks)
+    return module, loss_of_pieces if name == "gpt" else loss
+
+
 def pipelined(name, schedule, mesh, **options):
-    """The same on the calling rank: (state on rank 0, its parameters and buffers, losses)."""
+    """The same on the calling rank: (state on rank 0; {name: (array, placement)} of what it holds;
+    losses)."""
     comm, losses = world(), []
-    trainer = Pipelined(model(name), make_optimizer(name), loss, comm, mesh, schedule, **options)
+    module, loss_of = (with_layers_cut(name, mesh.split(comm, "tp")) if mesh.tp > 1 else
+                       (model(name), loss))
+    trainer = Pipelined(module, make_optimizer(name), loss_of, comm, mesh, schedule, **options)
     dp = mesh.coordinates(comm.rank)["dp"]
     for step, (x, y) in enumerate(batches(name, mesh.dp, schedule.microbatches)):
         shares = cut(len(x), mesh.dp)
@@ -119,35 +138,37 @@ def pipelined(name, schedule, mesh, **options):
     state = trainer.state()[0]
     trainer.module.eval()
     trainer.predict(x[at:at + size])  # with the statistics of replica 0
-    own = {k: t.array for k, t in trainer.module.named_state()}
+    own = {k: (t.array, getattr(t, "placement", None)) for k, t in trainer.module.named_state()}
     return state, own, losses
 
 
-def check(name, schedule, dp, **options):
+def check(name, schedule, dp, tp=1, **options):
     """Assert that training with a schedule, on threads, is the serial training."""
-    mesh = Mesh(dp, schedule.ranks)
+    mesh = Mesh(dp, schedule.ranks, tp)
     results = run_threads(lambda: pipelined(name, schedule, mesh, **options), mesh.size)
     compare(results, *serial(name, dp, schedule.microbatches))
 
 
 def compare(results, expected, losses):
     """Assert that what all ranks found is what is expected."""
-    assert_close(results[0][0], expected)
     assert results[0][0].keys() >= expected.keys()
+    assert_close({k: (array, None) for k, array in results[0][0].items()}, expected)
     for _, own, found in results:
         np.testing.assert_allclose(found, losses, rtol=1e-12)
         assert_close(own, expected)
 
 
 def assert_close(found, expected):
-    """Within 1e-12 of the largest element of each array."""
-    for key, array in found.items():
-        worst = np.abs(array - expected[key]).max(initial=0)
+    """Within 1e-12 of the largest element of each whole array; found: {name: (array, Shard or
+    None)}."""
+    for key, (array, place) in found.items():
+        whole = expected[key]
+        worst = np.abs(array - (place.take(whole) if place else whole)).max(initial=0)
         assert worst <= 1e-12 * np.abs(expected[key]).max(initial=0), (key, worst)
 
 
-def grid():
-    """(schedule's name, ranks, micro-batches, replicas) of all that there can be."""
+def grid(models):
+    """(model, schedule's name, ranks, micro-batches, replicas, tp) of all that there can be."""
     for name, scheduler in SCHEDULES.items():
         for p in range(1, 5):
             for m in (p, 2 * p, 3 * p + 1):
@@ -155,4 +176,6 @@ def grid():
                     scheduler(p, m)
                 except ScheduleError:
                     continue  # interleaving wants m a multiple of p
-                yield from ((name, p, m, dp) for dp in (1, 2))
+                for model, dp, tp in itertools.product(models, (1, 2), (1, 2)):
+                    if tp == 1 or model in CUT:
+                        yield model, name, p, m, dp, tp

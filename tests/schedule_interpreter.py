@@ -37,10 +37,12 @@ def runs(rows, rank_of, microbatches):
     return at == [len(row) for row in rows] and done == set().union(*wanted)
 
 
-def runs_lowered(rows, rank_of, microbatches, synchronous):
+def runs_lowered(rows, rank_of, microbatches, synchronous, dp=1, tp=1):
     """The same for lists with messages and reductions. Channels are first in first out; a receive
-    takes its place in the channel where it is posted. synchronous: a send waits for that."""
-    ranks, last = len(rows), len(rank_of) - 1
+    takes its place in the channel where it is posted. synchronous: a send waits for that.
+    dp, tp: rank (pp * dp + i) * tp + j is replica i's, tensor-parallel piece j's: replicas wait for
+    each other in a reduction, pieces in F, B and I."""
+    ranks, last, copies, arrived = len(rows), len(rank_of) - 1, dp * tp, {}
     sent = {(a, b): [] for a in range(ranks) for b in range(ranks)}
     posted = {key: [] for key in sent}
     memory, at, sums = [set() for _ in rows], [0] * ranks, {}
@@ -56,14 +58,20 @@ def runs_lowered(rows, rank_of, microbatches, synchronous):
                     return True
         return False
 
+    def all_are_there(rank, *what):
+        """A rank has come so far; whether the others that it does this with have as well."""
+        piece, count = (rank % tp, dp) if what[1] == "REDUCE" else (rank // tp, tp)
+        arrived.setdefault((what, piece), set()).add(rank)
+        return len(arrived[what, piece]) == count
+
     def step(rank, stage, kind, m):
         """Do it if it can be done; None if it never can."""
         if kind in ("RECV_F", "RECV_B"):
-            other = rank_of[stage + (1 if kind == "RECV_B" else -1)]
+            other = rank_of[stage + (1 if kind == "RECV_B" else -1)] * copies + rank % copies
             value = ("x", stage, m) if kind == "RECV_F" else ("g", stage + 1, m)
             posted[other, rank].append(value)
         elif kind in ("SEND_F", "SEND_B"):
-            other = rank_of[stage + (1 if kind == "SEND_F" else -1)]
+            other = rank_of[stage + (1 if kind == "SEND_F" else -1)] * copies + rank % copies
             value = ("x", stage + 1, m) if kind == "SEND_F" else ("g", stage, m)
             if value not in memory[rank]:
                 return None
@@ -71,13 +79,15 @@ def runs_lowered(rows, rank_of, microbatches, synchronous):
                 return False
             sent[rank, other].append(value)
         elif kind == "REDUCE":
-            if sums.get(stage, set()) != set(range(microbatches)):
+            if sums.get((rank, stage), set()) != set(range(microbatches)):
                 return None
-            sums[stage] = "reduced"
+            if not all_are_there(rank, stage, kind):
+                return False
+            sums[rank, stage] = "reduced"
         elif kind == "W":
             if ("i", stage, m) not in memory[rank]:
                 return None
-            sums.setdefault(stage, set()).add(m)
+            sums.setdefault((rank, stage), set()).add(m)
         else:
             value = ("x", stage, m) if kind == "F" else ("g", stage + 1, m)
             given = kind == "F" and stage == 0 or kind != "F" and stage == last
@@ -85,10 +95,12 @@ def runs_lowered(rows, rank_of, microbatches, synchronous):
                 return None
             if not given and not holds(rank, value):
                 return False
+            if not all_are_there(rank, stage, kind, m):
+                return False
             memory[rank] |= {("x", stage + 1, m), ("f", stage, m)} if kind == "F" else {
                 ("g", stage, m), ("i", stage, m)}
             if kind == "B":
-                sums.setdefault(stage, set()).add(m)
+                sums.setdefault((rank, stage), set()).add(m)
         return True
 
     while True:
@@ -103,5 +115,6 @@ def runs_lowered(rows, rank_of, microbatches, synchronous):
                 at[rank], moved = at[rank] + 1, True
         if not moved:
             return (at == [len(row) for row in rows]
-                    and [sums.get(stage) for stage in range(last + 1)] == ["reduced"] * (last + 1)
+                    and all(sums.get((owner * copies + i, stage)) == "reduced"
+                            for stage, owner in enumerate(rank_of) for i in range(copies))
                     and all(sent[key] == posted[key] for key in sent))

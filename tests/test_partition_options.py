@@ -76,6 +76,45 @@ def test_what_does_not_fit_is_refused_with_the_arithmetic(more, words):
     run_threads(rank, 2)
 
 
-def test_a_partition_without_a_pipeline_is_refused():
-    with pytest.raises(UsageError, match="is of a pipeline: give --pp"):
-        options.parse([*ARGS, "--partition", "3,3"], 1)
+@pytest.mark.parametrize("option", ["--partition 3,3", "--schedule zb-h1", "--chunks 2",
+                                    "--stage-speeds 1"])
+def test_what_is_of_a_pipeline_is_refused_without_one(option):
+    for layout in ["--dp", "2"], ["--tp", "2"]:
+        with pytest.raises(UsageError, match=f"^{option.split()[0]} is of a pipeline: give --pp$"):
+            options.parse([*ARGS, *option.split(), *layout], 2)
+
+
+def test_recomputing_is_refused_where_nothing_is_cut():
+    with pytest.raises(UsageError, match="^--recompute is of a model that is cut: give --pp or"):
+        options.parse([*ARGS, "--recompute"], 1)
+    for cut in "--pp", "--tp":
+        assert options.parse([*ARGS, "--recompute", cut, "2"], 2).recompute
+
+
+@pytest.mark.parametrize("text, words", [
+    ("0F0,0X0\n1F0,1B0", "line 1, cell 2: no action '0X0'.*\\[0X0\\]"),
+    ("0F0,0F1,0B0\n1F0,1F1,1B0,1B1", "stage 0 has no backward of micro-batch 1.*\\[0F1\\]"),
+    ("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1", "deadlock.*\\[0B0\\]"),
+    ("0F0,0B0", "my.csv has 1 ranks, not 2"),
+])
+def test_a_wrong_schedule_file_is_refused_before_anything_starts(tmp_path, text, words):
+    (tmp_path / "my.csv").write_text(text)
+    with pytest.raises(UsageError, match=f"(?s){words}"):
+        options.parse([*ARGS, "--pp", "2", "--schedule", str(tmp_path / "my.csv")], 2)
+
+
+@pytest.mark.parametrize("ranks, more, words", [
+    (7, ["--pp", "7"], "6 blocks do not make 7 stages"),
+    (2, ["--pp", "2", "--schedule", "interleaved", "--chunks", "4"],
+     "6 blocks do not make 8 stages"),
+    (2, ["--pp", "2", "--schedule", "interleaved", "--microbatches", "3"],
+     "interleaved: 3 micro-batches are no multiple of 2 ranks"),
+    (2, ["--pp", "2", "--batch-size", "4", "--microbatches", "5"],
+     "global batch 4 < 1 replicas x 5 micro-batches = 5"),
+    (4, ["--pp", "3", "--dp", "2"], "world size 4 != dp 2 x pp 3 x tp 1 = 6"),
+])
+def test_a_layout_that_cannot_be_is_refused_with_the_arithmetic(ranks, more, words):
+    def rank():
+        with pytest.raises(UsageError, match=f"^{words}$"):
+            train.run(options.parse([*ARGS, *more], ranks), world())
+    run_threads(rank, ranks)

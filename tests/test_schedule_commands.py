@@ -97,9 +97,9 @@ def test_unequal_stages_are_given_one_by_one(capsys):
     (["schedule", "--schedule", "1f1b", "--stages", 4, "--microbatches", 9, "--memory-limit", 3],
      "1f1b takes no memory limit"),
     (["schedule", "--schedule", "1f1b", "--stages", 2, "--microbatches", 2, "--times", "1,2"],
-     "'1,2' is not F,B,W,COMM"),
+     "'1,2' is not F,B,W or F,B,W,COMM"),
     (["schedule", "--schedule", "1f1b", "--stages", 2, "--microbatches", 2, "--times", "1,2,-1"],
-     "'1,2,-1' is not F,B,W,COMM"),
+     "'1,2,-1' is not F,B,W or F,B,W,COMM"),
     (["schedule", "--schedule", "1f1b", "--stages", 2, "--microbatches", 2, "--times",
       "1:2:3,1,1"], "3 times F for 2 stages"),
     (["schedule", "--schedule", "1f1b", "--stages", 2, "--microbatches", 2, "--kept", "2"],
@@ -127,14 +127,38 @@ def test_a_right_csv_is_right_and_a_wrong_one_shows_its_grid(tmp_path, capsys):
     assert "rank 1: stage 1 has no I, only a W of micro-batch 2" in out and "[1W2]" in out
 
 
+@pytest.mark.parametrize("text, words", [
+    ("0F0,0X0,0B0\n1F0,1B0", """my.csv: line 1, cell 2: no action '0X0': an action is like 0F2, a \
+stage, one of F, B, I, W, and a micro-batch
+
+  action  0     1     2
+  rank 0  0F0  [0X0]  0B0
+  rank 1  1F0   1B0
+"""),
+    ("0F0,0B0\n,1F0,,0F1\n", """my.csv: line 2, cell 4: 0F1: stage 0 is on rank 0 already
+
+  action  0     1
+  rank 0  0F0   0B0
+  rank 1  1F0  [0F1]
+"""),
+    ("0F0,0B0\n2F0,2B0", "my.csv: stages go from 0 to 2, but stage 1 has no action\n"),
+    ("", "my.csv: a schedule has at least one action\n"),
+])
+@pytest.mark.parametrize("command", ["verify", "draw", "simulate schedule --schedule"])
+def test_a_csv_that_is_no_schedule_is_status_2_and_shows_its_cells(tmp_path, capsys, monkeypatch,
+                                                                   command, text, words):
+    file(tmp_path, text, "my.csv")
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, *command.split(), "my.csv") == (2, "", f"minipar: error: {words}")
+
+
 def test_a_csv_with_a_byte_order_mark_and_empty_cells_is_read(tmp_path, capsys):
     path = file(tmp_path, "\ufeff0F0, ,0B0\n,1F0,1B0,\n", "with space \u00e9.csv")
     assert run(capsys, "verify", path)[0] == 0
 
 
 @pytest.mark.parametrize("text, words", [
-    ("0F0,0X0", "line 1, cell 2: no action '0X0'"), ("", "a schedule has at least one action"),
-    (b"\xff\xfe\x00", "cannot be read")])
+    ("", "a schedule has at least one action"), (b"\xff\xfe\x00", "cannot be read")])
 def test_a_csv_that_cannot_be_read_is_one_line_and_status_2(tmp_path, capsys, text, words):
     path = tmp_path / "my.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -353,7 +353,8 @@ def test_models_that_cannot_be_cut_are_refused_with_the_arithmetic():
              "gpt: a sequence of 8 tokens does not divide into tp 3"),
             (GPT(GPTConfig(n_head=3, n_embd=6, vocab_size=2)), {},
              "a vocabulary of 2 does not give each of 3 ranks a row"),
-            (MLP([4, 8, 2]), {}, "8 elements along dimension 0 do not divide into 3 pieces"),
+            (MLP([4, 8, 2]), {},
+             "1.weight: 8 elements along dimension 0 do not divide into 3 pieces"),
             (MLP([4, 9, 2]), {"sequence_parallel": True},
              "MLP has no tensor-parallel form along a sequence"),
             (CNN((1, 8, 8), 2), {}, "CNN has no tensor-parallel form")]

@@ -102,7 +102,7 @@ REFUSED = [
     (4, ("--tp", "3"), "world size 4 != dp x pp 1 x tp 3: 4 is no multiple of 3"),
     (4, ("--dp", "4", "--tp", "2"), "world size 4 != dp 4 x pp 1 x tp 2 = 8"),
     (3, ("--tp", "3", "--model", "gpt"), "gpt: 4 heads do not divide into tp 3"),
-    (3, ("--tp", "3"), "256 elements along dimension 0 do not divide into 3 pieces"),
+    (3, ("--tp", "3"), "1.weight: 256 elements along dimension 0 do not divide into 3 pieces"),
     (2, ("--tp", "2", "--model", "cnn"), "CNN has no tensor-parallel form"),
     (2, ("--tp", "2", "--sequence-parallel"),
      "--sequence-parallel is for a gpt with --tp, not mlp"),

@@ -8,6 +8,7 @@ import pytest
 from schedule_interpreter import runs, runs_lowered
 
 from minipar.parallel.lower import lower
+from minipar.parallel.mesh import Mesh
 from minipar.parallel.schedule import ADDED, SCHEDULES, Action, Schedule, ScheduleError, parse
 from minipar.parallel.verify_schedule import peaks, verify
 
@@ -67,7 +68,7 @@ def test_whatever_order_runs_with_sends_at_once_is_lowered_to_one_that_runs_with
         one = random_schedule(rng)
         lists = lower(one)
         verify(one)
-        verify(one, lists, replicas=2)
+        verify(one, lists, Mesh(dp=2, pp=one.ranks, tp=2))
         for synchronous in (False, True):
             assert runs_lowered(lists, one.rank_of, one.microbatches, synchronous), str(one)
         early += any(row[i].kind.startswith("RECV") and row[i + 1].kind.startswith("SEND")
@@ -77,7 +78,7 @@ def test_whatever_order_runs_with_sends_at_once_is_lowered_to_one_that_runs_with
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_replicas_that_reduce_together_run_to_their_end(name):
-    assert verify(made(name, 3, 6), replicas=2) == peaks(made(name, 3, 6))
+    assert verify(made(name, 3, 6), mesh=Mesh(dp=2, pp=3, tp=2)) == peaks(made(name, 3, 6))
 
 
 @pytest.mark.parametrize("text, rank, index, words", [

@@ -50,8 +50,9 @@ def times(text):
     except ValueError:
         parts = []
     if len(parts) not in (3, 4) or len(parts) == 4 and len(parts[3]) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not F,B,W,COMM: four times, of which the "
-                                         f"first three may be one for each stage, as 1:2:1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not F,B,W or F,B,W,COMM: times, of "
+                                         f"which the first three may be one for each stage, as "
+                                         f"1:2:1")
     return Times(*(part[0] if len(part) == 1 else tuple(part) for part in parts))
 
 

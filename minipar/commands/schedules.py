@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from ..options import UsageError
+from ..parallel.grid import table
 from ..parallel.schedule import SCHEDULES, ScheduleError, parse
 from ..parallel.verify_schedule import verify
 from .programs import definitions_of
@@ -17,7 +18,7 @@ def schedule_of(name, ranks=None, microbatches=None, chunks=None, times=None, me
     micro-batches it is; or FILE.py:NAME. What comes from a file is proved right first. The other
     arguments are those of a Scheduler.
     Raises UsageError for a name that is none, a file that cannot be read, numbers that cannot be,
-    and a wrong schedule, whose grid follows the line.
+    and a wrong schedule or text, whose grid follows the line.
     """
     if name.endswith(".csv"):
         made = read_csv(name)
@@ -56,14 +57,23 @@ def scheduler_of(name):
 
 def read_csv(path):
     """The Schedule in a CSV file, right or not. Raises UsageError if it cannot be read."""
+    text = ""
     try:
-        return parse(Path(path).read_text(encoding="utf-8-sig"), Path(path).name)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return parse(text, Path(path).name)
     except FileNotFoundError:
         raise UsageError(f"no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except ScheduleError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {error}{_cells(text, error.marks)}") from None
+
+
+def _cells(text, marks):
+    """The cells of a CSV text that is no schedule, with those that are to blame marked."""
+    rows = [[cell.strip() for cell in line.split(",") if cell.strip()]
+            for line in text.strip().splitlines()]
+    return "\n\n" + table(rows, [range(len(row)) for row in rows], marks) if marks else ""
 
 
 def _proved(made):

@@ -33,9 +33,13 @@ class Sharded(nn.Module):
             self.register_parameter(key, p)
 
     def _cut(self, p, dim, parts=1, length=None):
-        """Cut a parameter, once: a tied one may be cut already."""
+        """Cut a parameter, once: a tied one may be cut already. ValueError, with its name and the
+        arithmetic, if it does not divide."""
         if p is not None and p.placement is None:
-            p.cut(Shard(dim, self.comm.rank, self.comm.size, parts, length))
+            try:
+                p.cut(Shard(dim, self.comm.rank, self.comm.size, parts, length))
+            except ValueError as error:
+                raise ValueError(f"{p.name}: {error}") from None
 
     def _alike(self, p):
         """A parameter that every rank has and one counts, as forward uses it.

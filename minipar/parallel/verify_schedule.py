@@ -4,21 +4,20 @@ A schedule is right if
 - every stage does the forward of every micro-batch once, and its backward once: B, or I and W;
 - nothing on a rank comes before what it needs there: B and I after F, W after I, and so on;
 - it runs to its end, whether sends leave at once (eager) or wait until the other rank has posted
-  the receive (synchronous): messages and reductions stand in the lists as `lower.py` writes them.
+  the receive (synchronous): messages and reductions stand in the lists as `lower.py` writes them,
+  and where several ranks do something together (`schedule_graph.py`), each waits for all others.
 
-Collectives within a computation (tensor parallelism) are among ranks with the same list, and need
-no proof here. An activation lives from its F to its B or W; as each happens once, in this order,
-none is used before it is there or after it is freed. An error shows the rank x time grid with
-marked cells.
+An activation lives from its F to its B or W; as each happens once, in this order, none is used
+before it is there or after it is freed. An error shows the rank x time grid with marked cells.
 """
 
 from collections import Counter
 from typing import NamedTuple
 
 from .grid import grid, table
-from .lower import lower, sent
+from .lower import sent
 from .schedule import COMPUTE, Action, ScheduleError
-from .schedule_graph import needs, schedule_graph, splits
+from .schedule_graph import needs, on_mesh, row_of, schedule_graph, splits, together
 
 
 class Peaks(NamedTuple):
@@ -31,28 +30,29 @@ class Peaks(NamedTuple):
     ranks: tuple
 
 
-def verify(schedule, rows=None, replicas=1, kept=1):
+def verify(schedule, rows=None, mesh=None, kept=1):
     """Prove `schedule` right; returns its Peaks.
 
-    rows:     lowered lists to prove instead of `lower(schedule)`.
-    replicas: data-parallel copies that take part, which all do the same.
-    kept:     see `peaks`.
+    rows: lowered lists to prove instead of `lower(schedule)`: one for each rank of the pipeline, or
+          one for each rank of the mesh, which may have the schedule's actions in other orders.
+    mesh: the job's Mesh, whose replicas and tp ranks take part; Mesh(pp=schedule.ranks) if None.
+    kept: see `peaks`.
     Raises ScheduleError with the grid; its `rank` and `index` say where, in the schedule's own
-    lists, or in `rows` if the fault is not in those.
+    lists, or in `rows` if the fault is not in those; ValueError as `schedule_graph` does.
     """
     _check_places(schedule)
     _check_counts(schedule)
     _check_order(schedule)
+    lists, mesh = on_mesh(schedule, rows, mesh)
     if rows is not None:
-        _check_lowered(schedule, rows)
-    lists = lower(schedule) if rows is None else rows
+        _check_lowered(schedule, rows, mesh)
     try:
-        tasks = schedule_graph(schedule, lists, replicas)
+        tasks = schedule_graph(schedule, lists, mesh)
     except ScheduleError as error:
         marks = sorted(error.marks, key=lambda mark: _in_line(lists[mark[0]], mark[1]))
         raise _wrong(schedule, error, marks, rows) from None
     for synchronous in (False, True):
-        _run(schedule, lists, tasks, synchronous, rows, replicas)
+        _run(schedule, lists, tasks, synchronous, rows, mesh)
     return peaks(schedule, kept)
 
 
@@ -80,7 +80,8 @@ def peaks(schedule, kept=1):
 
 def _wrong(schedule, words, marks, rows=None):
     """The ScheduleError: headline, then the grid, or the table of lowered lists."""
-    title = (f"{schedule.name}, {schedule.ranks} rank{'s' * (schedule.ranks != 1)}, "
+    ranks = len(rows or schedule.actions)
+    title = (f"{schedule.name}, {ranks} rank{'s' * (ranks != 1)}, "
              f"{schedule.microbatches} micro-batch{'es' * (schedule.microbatches != 1)}")
     picture = grid(schedule, marks) if rows is None else table(
         rows, [range(len(row)) for row in rows], marks)
@@ -175,14 +176,15 @@ def _check_order(schedule):
                         [(rank, k) for k in _blame_first(row, [i, place[need]])])
 
 
-def _check_lowered(schedule, rows):
-    """Whether `rows` are the schedule's actions, with each message and reduction once."""
+def _check_lowered(schedule, rows, mesh):
+    """Whether `rows` are the schedule's actions, with each message and reduction once; in its
+    order, unless every rank of the mesh has a row of its own."""
     for rank, row in enumerate(rows):
-        split = splits([row])
-        due = set()
-        for action in schedule.actions[rank]:
+        holder = rank if len(rows) == schedule.ranks else mesh.coordinates(rank)["pp"]
+        due, split = set(), splits([row])
+        for action in schedule.actions[holder]:
             due |= {action, sent(schedule, action), *needs(schedule, action, split)}
-        due |= {Action(stage, "REDUCE", 0) for stage in schedule.stages_of(rank)}
+        due |= {Action(stage, "REDUCE", 0) for stage in schedule.stages_of(holder)}
         due.discard(None)
         seen = set()
         for i, action in enumerate(row):
@@ -198,7 +200,7 @@ def _check_lowered(schedule, rows):
             raise _wrong(schedule, f"rank {rank}: {action} is missing",
                          [(rank, next(users, len(row)))], rows)
         order = [action for action in row if action.kind in COMPUTE]
-        if order != list(schedule.actions[rank]):
+        if len(rows) == schedule.ranks and order != list(schedule.actions[rank]):
             i = next(i for i, a in enumerate(order) if a != schedule.actions[rank][i])
             raise _wrong(schedule, f"rank {rank}: {order[i]} comes where the schedule has "
                          f"{schedule.actions[rank][i]}", [(rank, row.index(order[i]))], rows)
@@ -207,37 +209,40 @@ def _check_lowered(schedule, rows):
 # ------------------------------------------------------------------ to the end
 
 
-def _run(schedule, lists, tasks, synchronous, rows, replicas):
+def _run(schedule, lists, tasks, synchronous, rows, mesh):
     """Run the graph; raise ScheduleError if it stops before its end."""
-    of = [[] for _ in range(len(lists) * replicas)]
+    of = [[] for _ in range(mesh.size)]
     for task in tasks:
         of[task.rank].append(task)
     at, begun = [0] * len(of), [False] * len(tasks)
 
+    def missing(task):
+        """A message that a task needs and that has not been sent; None if all have."""
+        arriving = (tasks[tasks[d].match] for d in task.deps if tasks[d].kind == "recv")
+        return next((send for send in arriving if not begun[send.id]), None)
+
     def waits_for(task):
         """The task of another rank that a task, which all on its rank before has been done for,
         waits for; None if it can be done."""
-        if task.kind == "send" and synchronous or task.kind == "reduce" and task.match >= 0:
-            return None if begun[task.match] else tasks[task.match]
-        arriving = (tasks[tasks[d].match] for d in task.deps if tasks[d].kind == "recv")
-        return next((send for send in arriving if not begun[send.id]), None)
+        if task.kind == "send":
+            return tasks[task.match] if synchronous and not begun[task.match] else None
+        return missing(task) or next((t for t in together(tasks, task) if not begun[t.id]), None)
     going = True
     while going:
         going = False
         for rank, own in enumerate(of):
             while at[rank] < len(own):
                 task = own[at[rank]]
-                begun[task.id] = task.stream == "comm" or begun[task.id]
+                begun[task.id] = missing(task) is None
                 if waits_for(task) is not None:
                     break
-                begun[task.id], going = True, True
-                at[rank] += 1
+                at[rank], going = at[rank] + 1, True
     stuck = {rank: own[at[rank]] for rank, own in enumerate(of) if at[rank] < len(own)}
     if stuck:
-        raise _deadlock(schedule, lists, tasks, stuck, waits_for, synchronous, rows, replicas)
+        raise _deadlock(schedule, lists, stuck, waits_for, synchronous, rows, mesh)
 
 
-def _deadlock(schedule, lists, tasks, stuck, waits_for, synchronous, rows, replicas):
+def _deadlock(schedule, lists, stuck, waits_for, synchronous, rows, mesh):
     """The ScheduleError for ranks that wait for one another in a circle."""
     rank, path = min(stuck), []
     while rank not in path:
@@ -247,15 +252,15 @@ def _deadlock(schedule, lists, tasks, stuck, waits_for, synchronous, rows, repli
     marks, more = [], []
     for rank in circle:
         task, other = stuck[rank], waits_for(stuck[rank])
-        more.append(f"  rank {rank // replicas}: {task.line} waits for {other.line} of rank "
-                    f"{other.rank // replicas}")
-        for end in (task, other):
-            marks.append((end.rank // replicas, end.round))
+        here, there = row_of(rank, lists, mesh), row_of(other.rank, lists, mesh)
+        more.append(f"  rank {here}: {task.line} waits for {other.line} of rank {there}")
+        marks += [(here, task.round), (there, other.round)]
     if rows is None:
         marks = [_computation(schedule, lists, mark) for mark in marks]
-    lists = schedule.actions if rows is None else lists
-    marks = sorted(dict.fromkeys(marks), key=lambda mark: _in_line(lists[mark[0]], mark[1]))
-    names = [f"rank {rank // replicas}" for rank in circle]
+    shown = schedule.actions if rows is None else lists
+    marks = sorted(dict.fromkeys(marks), key=lambda mark: mark[1] < len(shown[mark[0]]) and
+                   _in_line(shown[mark[0]], mark[1]))
+    names = [f"rank {row_of(rank, lists, mesh)}" for rank in circle]
     sends = "if every send waits for its receive" if synchronous else "even if sends never wait"
     return _wrong(schedule, f"deadlock, {sends}: {names[0]} waits for "
                   f"{', which waits for '.join([*names[1:], names[0]])}\n" + "\n".join(more),
