@@ -97,10 +97,6 @@ def build_trainer(o, model, loss, comm, data):
                             precision=precision["precision"])
     if o.exact:
         return Exact(model, optimizer, loss, comm, o.mesh, o.exact, algorithm=o.program)
-    if o.sync != "ddp" and o.mesh.dp == o.mesh.size:
-        shared = o.sync == "shared"
-        return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
-                    microbatches=o.microbatches, algorithm=o.program, shared=shared, **precision)
     if o.mesh.tp > 1:
         cut = o.mesh.split(comm, "tp")
         shard_model(model, cut, sequence_parallel=o.sequence_parallel, gather_logits=False)
@@ -108,7 +104,11 @@ def build_trainer(o, model, loss, comm, data):
             def loss(logits, targets):
                 rows = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
                 return vocab_parallel_cross_entropy(*rows, model.config.vocab_size, cut)
-    elif o.mesh.pp == 1:
+    if o.sync != "ddp" and o.mesh.pp == 1 and (o.mesh.tp == 1 or o.sync == "zero2"):
+        shared = o.sync == "shared"
+        return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
+                    microbatches=o.microbatches, algorithm=o.program, shared=shared, **precision)
+    if o.mesh.pp * o.mesh.tp == 1:
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
                           algorithm=o.program, hook=o.compress and compression(o.compress),
                           **precision)

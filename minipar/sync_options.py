@@ -17,10 +17,10 @@ def add_sync_options(add, count):
     add("--sync", default="ddp", metavar="METHOD", help="what replicas keep and exchange: ddp "
         "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
         "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
-        "machine have one copy of the parameters (with --pp and --tp, zero1); local:H or diloco:H "
-        "average every H steps; delayed: gradients one step late; gossip:ring (torus, exponential, "
-        "complete, or edges: 0-1,1-2); adpsgd:ring, gossip that waits for nobody; ps, ps:async, "
-        "ssp:S: parameter servers")
+        "machine have one copy of the parameters (zero1 with --pp and --tp, too, zero2 with --tp); "
+        "local:H or diloco:H average every H steps; delayed: gradients one step late; gossip:ring "
+        "(torus, exponential, complete, or edges: 0-1,1-2); adpsgd:ring, gossip that waits for "
+        "nobody; ps, ps:async, ssp:S: parameter servers")
     add("--sync-batch-norm", action="store_true", help="batch normalisation over the samples of "
         "all replicas, not of each (resnet18, resnet50)")
     add("--servers", type=count, metavar="K", help="the last K ranks are parameter servers "
@@ -94,9 +94,12 @@ def check_sharding(o):
         raise ValueError(f"--sync {o.sync} is for the CPU's memory: not with --device {o.device}")
     if o.sync == "ddp" or o.sync not in SYNCS:
         return
-    if o.mesh.dp < o.mesh.size and o.sync != "zero1":
+    if o.mesh.dp < o.mesh.size and o.sync != "zero1" and (o.sync != "zero2" or o.pp > 1):
         raise ValueError(f"--sync {o.sync} is for whole models, not for {o.mesh}: zero1 cuts the "
-                         f"optimizer's state among the replicas of what a rank holds, too")
+                         f"optimizer's state among the replicas of what a rank holds, too"
+                         + ", and with --tp alone zero2 their gradients")
+    if o.sync == "zero2" and o.tp > 1 and o.recompute:
+        raise ValueError("--recompute is for stages: not with --sync zero2")
     if o.codec:
         raise ValueError(f"--codec {o.codec} encodes an all-reduce, which --sync {o.sync} has not")
     both = [name for name in names("reduce_scatter") if name in names("all_gather")]

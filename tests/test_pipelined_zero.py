@@ -10,20 +10,27 @@ from cut_cases import adamw, alike, assert_alike, assert_close, copies, steps, t
 from minipar import nn, options, train
 from minipar.amp import GradScaler
 from minipar.comm import run_threads, world
-from minipar.parallel import Diverged, Mesh, Pipelined, PipelinedZero
+from minipar.parallel import Diverged, Mesh, Pipelined, PipelinedZero, Zero
 from minipar.parallel.schedule import SCHEDULES
 from minipar.tensor import Tensor
 from minipar.train import loss_and_count
 
 SERIAL = Mesh(1, 1, 1)
+
+
+def zero2(model, make_optimizer, loss, comm, mesh, schedule, **options):
+    return Zero(model, make_optimizer, loss, comm, mesh, 2, microbatches=schedule.microbatches,
+                **options)
+
+
 MESHES = [Mesh(2, 2, 1), Mesh(2, 1, 2), Mesh(3, 1, 2), Mesh(2, 2, 2), Mesh(1, 2, 1),
           Mesh(4, 1, 1), Mesh(2, 3, 1)]
 
 
-def trained(mesh, zero=True, **options):
+def trained(mesh, zero=PipelinedZero, **options):
     """Of each rank: (the whole model on rank 0, norms of gradients, its own whole parameters)."""
     def rank():
-        t = trainer(mesh, *([PipelinedZero] if zero else []), **options)
+        t = trainer(mesh, zero or Pipelined, **options)
         norms = steps(t, 0, 5)
         return copies(t.parameters()), norms, alike(t)
     return run_threads(rank, mesh.size)
@@ -34,9 +41,12 @@ def serial():
     return trained(SERIAL, zero=False)[0]
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_a_cut_gpt_with_its_optimizer_in_slices_trains_what_one_process_trains(mesh, serial):
-    results = trained(mesh)
+@pytest.mark.parametrize("mesh, kind", [
+    *((mesh, PipelinedZero) for mesh in MESHES), (Mesh(2, 1, 2), zero2), (Mesh(3, 1, 2), zero2),
+    (Mesh(1, 1, 3), zero2)], ids=lambda value: getattr(value, "__name__", str(value)))
+def test_a_cut_gpt_with_its_optimizer_in_slices_trains_what_one_process_trains(
+        mesh, kind, serial):
+    results = trained(mesh, kind)
     assert_close(results[0][0], serial[0])
     for _, norms, _ in results:
         np.testing.assert_allclose(norms, serial[1], rtol=1e-12)
@@ -53,7 +63,7 @@ def test_so_it_does_with_other_schedules_and_algorithms(schedule, microbatches, 
 
 
 @pytest.mark.parametrize("mesh", [Mesh(2, 2, 1), Mesh(2, 1, 2), Mesh(4, 2, 1)], ids=str)
-def test_memory_is_that_of_replicas_but_for_the_optimizers_state(mesh):
+def test_memory_of_a_pipeline_is_that_of_replicas_but_for_the_optimizers_state(mesh):
     def rank(*kind):
         t = trainer(mesh, *kind, layers=4)
         steps(t, 0, 1)
@@ -69,14 +79,26 @@ def test_memory_is_that_of_replicas_but_for_the_optimizers_state(mesh):
         h["optimizer"] for h, *_ in whole) / mesh.dp
 
 
+def test_with_tensor_parallelism_gradients_are_in_slices_too():
+    def rank():
+        t = trainer(Mesh(2, 1, 2), zero2, layers=4)
+        steps(t, 0, 1)
+        return t.memory(), sum(p.nbytes for p in t.module.parameters()), len(t._units)
+    for held, p, units in run_threads(rank, 4):
+        padding = 64 * 2 * units + 64 * 60
+        for what, size in (("parameters", p), ("gradients", p / 2), ("optimizer", p)):
+            assert size <= held[what] <= size + 2 * padding, what
+        assert 0 < held["transient"] < p  # of some blocks at a time
+
+
 LAYOUTS = {"serial": (SERIAL,), "pp2 dp2": (Mesh(2, 2, 1), PipelinedZero),
            "tp2 dp3": (Mesh(3, 1, 2), PipelinedZero), "all": (Mesh(2, 2, 2), PipelinedZero),
-           "pp3 whole": (Mesh(1, 3, 1),)}
+           "pp3 whole": (Mesh(1, 3, 1),), "tp2 zero2": (Mesh(2, 1, 2), zero2)}
 
 
 @pytest.mark.parametrize("before, after", [
     ("serial", "all"), ("pp2 dp2", "tp2 dp3"), ("all", "pp3 whole"), ("tp2 dp3", "serial"),
-    ("pp3 whole", "pp2 dp2")])
+    ("pp3 whole", "pp2 dp2"), ("pp2 dp2", "tp2 zero2"), ("tp2 zero2", "pp2 dp2")])
 def test_any_layout_goes_on_from_the_state_of_another(before, after, serial):
     def first():
         t = trainer(*LAYOUTS[before])
@@ -133,9 +155,10 @@ def test_partly_used_parameters_learn_and_frozen_and_unused_ones_stay():
     assert held["parameters"] < 1.5 * whole["parameters"]
 
 
-def test_a_loss_that_is_not_finite_is_told_with_the_parameter_on_all_ranks():
+@pytest.mark.parametrize("mesh, kind", [(Mesh(2, 2, 1), PipelinedZero), (Mesh(2, 1, 2), zero2)])
+def test_a_loss_that_is_not_finite_is_told_with_the_parameter_on_all_ranks(mesh, kind):
     def rank():
-        t = trainer(Mesh(2, 2, 1), PipelinedZero)
+        t = trainer(mesh, kind)
         model, _ = t.state()
         if t.comm.rank == 0:
             model["transformer.h.1.mlp.c_fc.bias"][-1] = np.nan
@@ -185,9 +208,25 @@ def test_the_job_with_it_is_the_serial_job_also_where_a_rank_has_no_parameter(mo
     expected = job(1)
     assert_close(job(4, "--pp", "2", "--sync", "zero1"), expected)
     assert_close(job(4, "--tp", "2", "--sync", "zero1"), expected)
+    assert_close(job(4, "--tp", "2", "--sync", "zero2", "--microbatches", "3"), expected)
     found = job(10, "--pp", "5", "--schedule", "gpipe", "--sync", "zero1")
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-11, atol=1e-14)
+
+
+def test_a_stop_that_one_rank_asks_for_stops_all_where_layers_are_cut():
+    def rank():
+        t = trainer(Mesh(2, 1, 2), zero2)
+        batch = Tensor(np.zeros((2, 8), np.int64)), Tensor(np.zeros((2, 8), np.int64))
+        return t.step(batch, SimpleNamespace(start=0), 0, stop=t.comm.rank == 3)[1]
+    assert run_threads(rank, 4) == [True] * 4
+
+
+@pytest.mark.parametrize("argv", [["--tp", "2", "--sync", "zero3"], ["--tp", "2", "--recompute",
+                                                                     "--sync", "zero2"]])
+def test_what_zero_cannot_do_where_layers_are_cut_is_refused(argv):
+    with pytest.raises(options.UsageError, match="whole models, not for dp 2|--recompute is for"):
+        options.parse(argv, 4)
 
 
 @pytest.mark.parametrize("sync", ["zero2", "zero3", "shared"])

@@ -41,6 +41,8 @@ class Zero(Sliced):
     shared:    ranks of one machine have the parameters (of stage 1) in one place: each updates its
                slices there, and nothing is gathered. What all wait for between their backward
                and the update is the sum of the losses.
+    mesh:      without pipelines. Where it has tp, the module's layers are cut (`shard_model`), and
+               slices are of what the replicas of each piece hold.
     Stages 2 and 3 reduce after each micro-batch, stage 1 after the last.
     """
 
@@ -56,7 +58,9 @@ class Zero(Sliced):
         self._loss, self._microbatches, self._ledger = loss, microbatches, Ledger()
         self._precision, self.scaler = precision, scaler or GradScaler(enabled=False)
         self._blocks = blocks_of(module)
-        self.everywhere = stage < 3
+        self._replicas, cut_layers = mesh.split(comm, "dp"), mesh.tp > 1
+        self._tells = mesh.coordinates(comm.rank)["tp"] == 0
+        self.everywhere = stage < 3 and not cut_layers
         uses = {id(p): (p, []) for p in module.parameters()}
         for k, block in enumerate(self._blocks):
             for p in block.parameters(module):
@@ -66,12 +70,13 @@ class Zero(Sliced):
             if p.storage.owner is not None:
                 raise ValueError("an optimizer or data parallelism holds the module's parameters "
                                  "already: ZeRO comes first")
-            groups.setdefault((tuple(where), p.requires_grad, p.dtype), []).append(p)
+            groups.setdefault((tuple(where), p.requires_grad, p.dtype, p.placement is None),
+                              []).append(p)
         # Backward is done with the last blocks first.
         self._units = {}  # {unit: the blocks that use it}
         for where, *rest in sorted(groups, key=lambda key: -min(key[0], default=0)):
             parameters = groups[(where, *rest)]
-            unit = Shards(parameters, comm, stage, algorithm, self._ledger, shared)
+            unit = Shards(parameters, self._replicas, stage, algorithm, self._ledger, shared)
             self._units[unit] = where
         self._trained = [u for u in self._units if u.trains]
         if not self._trained:
@@ -79,7 +84,7 @@ class Zero(Sliced):
         for p in module.parameters():
             if p.requires_grad:
                 p.register_post_accumulate_grad_hook(self._progress)
-        self._buffers = Buffers(module, comm)
+        self._buffers = Buffers(module, self._replicas)
         self._keep_places(self._units)
         self.optimizer = make_optimizer(module)
         self.optimizer.sum_over_ranks = self._sum
@@ -172,14 +177,20 @@ class Zero(Sliced):
             self._done(0)
             at += size
         self._buffers.changed()
-        # Which parameters had a gradient on any rank travels with the totals.
-        totals = np.concatenate((totals, *(unit.used for unit in self._trained)))
-        self.comm.all_reduce(totals)
-        used = iter(totals[3:] > 0)
+        totals[:2] *= self._tells
+        used = np.concatenate([unit.used for unit in self._trained]).astype(float)
+        if self._replicas is self.comm:  # which had a gradient on any rank travels with the totals
+            both = np.concatenate((totals, used))
+            self.comm.all_reduce(both)
+            totals, used = both[:3], both[3:]
+        else:
+            self.comm.all_reduce(totals)
+            self._replicas.all_reduce(used)
+        used = iter(used > 0)
         for unit in self._trained:
             for sink in unit.sinks:
                 sink.fresh = not next(used)
-        return totals[:3]
+        return totals
 
     def step(self, batch, shard, step, stop=False, max_norm=None):
         result = super().step(batch, shard, step, stop, max_norm)
@@ -195,13 +206,15 @@ class Zero(Sliced):
     def predict(self, inputs):
         self._buffers.share()
         with no_grad(), self._precision():
-            return self._forward(Tensor(inputs))
+            out = self._forward(Tensor(inputs))
+        return out if self._tells else None
 
     # State
 
     def parameters(self):
-        """{name: array}: on every rank, or in stage 3 on rank 0 alone. Collective."""
-        if self._stage < 3:
+        """{name: array}: on every rank, or in stage 3, and where layers are cut, on rank 0 alone.
+        Collective."""
+        if self.everywhere:
             return {name: p.array for name, p in self.module.named_parameters()}
         return self._gather(self.module.named_parameters())
 
