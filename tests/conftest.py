@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 # Hundreds of tests start processes: the first one compiles the package's modules for all others.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:  # several tests run at a time: none takes all cores
@@ -10,6 +12,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several tests run at a time: none tak
         os.environ.setdefault(name, "1")
 
 
-def pytest_collection_finish():
-    """Collections of garbage need not look through all tests there are, again and again."""
+@pytest.fixture(autouse=True, scope="module")
+def what_there_is_already_is_no_garbage():
+    """Collections in a file's tests look through its own objects, and not through all tests."""
+    gc.collect()
     gc.freeze()

@@ -271,7 +271,7 @@ def test_the_further_cases_hold_on_threads(case, p):
     run_threads(lambda: case(world()), p)
 
 
-@pytest.mark.parametrize("p", [1, 2, 3, 4])
+@pytest.mark.parametrize("p", [1, pytest.param(2, marks=pytest.mark.slow), 3, 4])
 def test_every_algorithm_and_every_case_holds_over_mpi(p):
     done = mpirun(p, "-c", MPI_PROGRAM, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

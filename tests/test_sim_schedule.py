@@ -13,7 +13,8 @@ LARGE = (32, 256, Times(10.402, 10.248, 7.698, 0.460),
          {"1f1b": .1352, "zb-h1": .0594, "zb-h2": .0257})
 
 
-@pytest.mark.parametrize("ranks, count, times, rates", [SMALL, LARGE], ids=["1.5B", "28.3B"])
+@pytest.mark.parametrize("ranks, count, times, rates", [
+    pytest.param(*SMALL, id="1.5B"), pytest.param(*LARGE, id="28.3B", marks=pytest.mark.slow)])
 def test_bubble_rates_are_the_published_ones_to_four_decimals(ranks, count, times, rates):
     for name, rate in rates.items():
         assert round(simulate(SCHEDULES[name](ranks, count), times).bubble_rate, 4) == rate

@@ -38,7 +38,7 @@ def test_the_default_job_on_four_ranks_reaches_97_percent(tmp_path):
     assert len(end["params_sha256"]) == 64 and (end["dp"], end["pp"], end["tp"]) == (4, 1, 1)
 
 
-JOBS = {"the default job": ("--epochs", "15"),
+JOBS = {"the default job": ("--epochs", "5"),
         "gpt with dropout": (
             "--model", "gpt", "--steps", "20", "--batch-size", "17", "--layers", "2", "--embedding",
             "32", "--heads", "2", "--block-size", "24", "--dropout", "0.1", "--clip", "1")}
@@ -71,6 +71,12 @@ def test_any_number_of_ranks_and_microbatches_trains_the_same_parameters(job, tm
 @pytest.mark.parametrize("job", JOBS)
 def test_every_number_of_ranks_with_every_number_of_microbatches_does_so_too(job, tmp_path):
     check_layouts(job, itertools.product(range(1, 5), (1, 4)), tmp_path)
+
+
+@pytest.mark.slow
+def test_they_are_the_same_after_hundreds_of_steps_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(JOBS, "the default job", ("--epochs", "15"))
+    check_layouts("the default job", [(2, 1), (4, 4)], tmp_path)
 
 
 def test_two_runs_of_one_layout_are_bitwise_equal(tmp_path):
