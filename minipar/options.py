@@ -225,7 +225,7 @@ def _check_layout(o, world_size):
     except ValueError as error:
         raise UsageError(str(error)) from None
     dp = o.mesh.dp
-    shares = f"{dp} {'ranks' if dp == world_size else 'replicas'}"
+    shares = f"{dp} {'rank' if dp == world_size else 'replica'}{'s' * (dp != 1)}"
     if o.batch_size < dp:
         raise UsageError(f"global batch {o.batch_size} < {shares}")
     if o.batch_size < dp * o.microbatches:

@@ -50,15 +50,15 @@ def model(name):
     return MODELS[name][0]()
 
 
-def batches(name, dp, microbatches):
-    """STEPS (inputs, targets), 3 of resnet18; batches are cut unevenly, the last one is shorter.
+def batches(name, dp, microbatches, steps):
+    """(inputs, targets) of each step; batches are cut unevenly, the last one is shorter.
 
     Batch normalisation needs several values of each channel in every micro-batch: with few, what
     is left of their differences, and with it the training, is mostly rounding.
     """
     rng = np.random.default_rng(1)
     groups, (_, normalises, shape) = dp * microbatches, MODELS[name]
-    least, steps = (2, 3) if name == "resnet18" else (3 if normalises else 1, STEPS)
+    least = (2 if name == "resnet18" else 3) if normalises else 1
     sizes = [least * groups + groups // 2 + 1] * (steps - 1) + [least * groups]
     if not normalises:
         sizes[-1] = max(1, groups - 1)  # a micro-batch without samples
@@ -83,18 +83,18 @@ def make_optimizer(name):
 
 
 @lru_cache(maxsize=None)
-def serial(name, dp, microbatches):
+def serial(name, dp, microbatches, steps=STEPS):
     """({name: array} of parameters and buffers, losses) of one process that knows no ranks.
 
     It normalises over the same groups of samples; running statistics follow those of replica 0.
     """
-    return run_threads(_serial, 1, name, dp, microbatches)[0]
+    return run_threads(_serial, 1, name, dp, microbatches, steps)[0]
 
 
-def _serial(name, dp, microbatches):
+def _serial(name, dp, microbatches, steps):
     module = model(name).materialize()
     optimizer, losses = make_optimizer(name)(module), []
-    for step, (x, y) in enumerate(batches(name, dp, microbatches)):
+    for step, (x, y) in enumerate(batches(name, dp, microbatches, steps)):
         optimizer.zero_grad()
         total, count, at = 0.0, 0, 0
         for replica, share in enumerate(cut(len(x), dp)):
@@ -122,7 +122,7 @@ def with_layers_cut(name, ranks):
     return module, loss_of_pieces if name == "gpt" else loss
 
 
-def pipelined(name, schedule, mesh, **options):
+def pipelined(name, schedule, mesh, steps=STEPS, **options):
     """The same on the calling rank: (state on rank 0; {name: (array, placement)} of what it holds;
     losses)."""
     comm, losses = world(), []
@@ -130,7 +130,7 @@ def pipelined(name, schedule, mesh, **options):
                        (model(name), loss))
     trainer = Pipelined(module, make_optimizer(name), loss_of, comm, mesh, schedule, **options)
     dp = mesh.coordinates(comm.rank)["dp"]
-    for step, (x, y) in enumerate(batches(name, mesh.dp, schedule.microbatches)):
+    for step, (x, y) in enumerate(batches(name, mesh.dp, schedule.microbatches, steps)):
         shares = cut(len(x), mesh.dp)
         at, size = sum(shares[:dp]), shares[dp]
         batch = Tensor(x[at:at + size]), Tensor(y[at:at + size])
@@ -142,11 +142,11 @@ def pipelined(name, schedule, mesh, **options):
     return state, own, losses
 
 
-def check(name, schedule, dp, tp=1, **options):
+def check(name, schedule, dp, tp=1, steps=STEPS, **options):
     """Assert that training with a schedule, on threads, is the serial training."""
     mesh = Mesh(dp, schedule.ranks, tp)
-    results = run_threads(lambda: pipelined(name, schedule, mesh, **options), mesh.size)
-    compare(results, *serial(name, dp, schedule.microbatches))
+    results = run_threads(lambda: pipelined(name, schedule, mesh, steps, **options), mesh.size)
+    compare(results, *serial(name, dp, schedule.microbatches, steps))
 
 
 def compare(results, expected, losses):

@@ -95,7 +95,7 @@ def test_recomputing_is_refused_where_nothing_is_cut():
     ("0F0,0X0\n1F0,1B0", "line 1, cell 2: no action '0X0'.*\\[0X0\\]"),
     ("0F0,0F1,0B0\n1F0,1F1,1B0,1B1", "stage 0 has no backward of micro-batch 1.*\\[0F1\\]"),
     ("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1", "deadlock.*\\[0B0\\]"),
-    ("0F0,0B0", "my.csv has 1 ranks, not 2"),
+    ("0F0,0B0", "my.csv has 1 rank, not 2"),
 ])
 def test_a_wrong_schedule_file_is_refused_before_anything_starts(tmp_path, text, words):
     (tmp_path / "my.csv").write_text(text)
@@ -110,7 +110,7 @@ def test_a_wrong_schedule_file_is_refused_before_anything_starts(tmp_path, text,
     (2, ["--pp", "2", "--schedule", "interleaved", "--microbatches", "3"],
      "interleaved: 3 micro-batches are no multiple of 2 ranks"),
     (2, ["--pp", "2", "--batch-size", "4", "--microbatches", "5"],
-     "global batch 4 < 1 replicas x 5 micro-batches = 5"),
+     "global batch 4 < 1 replica x 5 micro-batches = 5"),
     (4, ["--pp", "3", "--dp", "2"], "world size 4 != dp 2 x pp 3 x tp 1 = 6"),
 ])
 def test_a_layout_that_cannot_be_is_refused_with_the_arithmetic(ranks, more, words):

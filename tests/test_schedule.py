@@ -64,7 +64,7 @@ def test_what_is_no_schedule_is_refused_by_its_place(text, words):
 def test_a_schedule_of_no_micro_batches_is_refused():
     with pytest.raises(ScheduleError, match="gpipe: 2 ranks, 0 micro-batches, 1 chunks"):
         SCHEDULES["gpipe"](2, 0)
-    with pytest.raises(ScheduleError, match="gpipe has 1 chunks a rank, not 2"):
+    with pytest.raises(ScheduleError, match="gpipe has 1 chunk a rank, not 2"):
         SCHEDULES["gpipe"](2, 4, chunks=2)
 
 

@@ -206,7 +206,7 @@ def test_schedule_of_proves_what_comes_from_a_file(tmp_path):
 @pytest.mark.parametrize("asked, words", [
     (dict(ranks=4), "my.csv has 2 ranks, not 4"),
     (dict(microbatches=8), "my.csv has 3 micro-batches, not 8"),
-    (dict(chunks=2), "my.csv has 1 stages a rank, not 2")])
+    (dict(chunks=2), "my.csv has 1 stage a rank, not 2")])
 def test_a_csv_is_for_its_own_numbers(tmp_path, asked, words):
     path = file(tmp_path, str(SCHEDULES["1f1b"](2, 3)), "my.csv")
     with pytest.raises(UsageError, match=words):

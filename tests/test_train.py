@@ -113,7 +113,7 @@ REFUSED = [
     (("--algorithm", "mpi"), "start with mpirun"),
     (("--algorithm", "swing", "--ranks", "3"), "swing serves 2^k ranks, not 3"),
     (("--batch-size", "0"), "0 is not >= 1"),
-    (("--batch-size", "3", "--microbatches", "4"), "global batch 3 < 1 ranks x 4"),
+    (("--batch-size", "3", "--microbatches", "4"), "global batch 3 < 1 rank x 4"),
     (("--lr", "-1"), "-1 is not > 0"),
     (("--lr", "fast"), "'fast' is not a number"),
     (("--dp", "2"), "world size 1 != dp 2"),

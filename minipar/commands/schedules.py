@@ -22,11 +22,12 @@ def schedule_of(name, ranks=None, microbatches=None, chunks=None, times=None, me
     """
     if name.endswith(".csv"):
         made = read_csv(name)
-        for words, asked, there in (("ranks", ranks, made.ranks),
-                                    ("micro-batches", microbatches, made.microbatches),
-                                    ("stages a rank", chunks, made.stages / made.ranks)):
+        for one, more, asked, there in (
+                ("rank", "ranks", ranks, made.ranks),
+                ("micro-batch", "micro-batches", microbatches, made.microbatches),
+                ("stage a rank", "stages a rank", chunks, made.stages / made.ranks)):
             if asked is not None and asked != there:
-                raise UsageError(f"{name} has {there:g} {words}, not {asked}")
+                raise UsageError(f"{name} has {there:g} {one if there == 1 else more}, not {asked}")
         return _proved(made)
     try:
         made = scheduler_of(name)(ranks, microbatches, chunks, times, memory_limit, kept)

@@ -225,7 +225,8 @@ class Scheduler:
             raise ScheduleError(f"{self.name}: {ranks} ranks, {microbatches} micro-batches, "
                                 f"{chunks} chunks: each is at least 1")
         if self.chunks is not None and chunks != self.chunks:
-            raise ScheduleError(f"{self.name} has {self.chunks} chunks a rank, not {chunks}")
+            raise ScheduleError(f"{self.name} has {self.chunks} chunk{'s' * (self.chunks != 1)} a "
+                                f"rank, not {chunks}")
         if memory_limit is not None and "memory_limit" not in self.wants:
             raise ScheduleError(f"{self.name} takes no memory limit: auto does")
         if self.problem is not None and (words := self.problem(ranks, microbatches, chunks)):
