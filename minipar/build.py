@@ -14,6 +14,7 @@ from .parallel import (Exact, Pipelined, PipelinedZero, Replicated, SyncBatchNor
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
+from .parallel.speeds import EVERY, Balance
 from .parallel.sync import make_trainer
 from .sync_options import SYNCS
 
@@ -118,6 +119,14 @@ def build_trainer(o, model, loss, comm, data):
     return kind(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
                 counts=stage_counts(o, model, data, comm), algorithm=o.program,
                 virtual=o.virtual_compute, **more, **precision)
+
+
+def build_balance(o, comm):
+    """What cuts batches by measured speed, if the options ask for it; else None."""
+    if o.speeds != "auto":
+        return None
+    period = o.method.argument if o.method.name in ("local", "diloco") else 1
+    return Balance(comm, o.mesh, o.batch_size, o.microbatches, every=-(-EVERY // period) * period)
 
 
 def learning_rate(o, step, total):

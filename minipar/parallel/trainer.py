@@ -75,6 +75,9 @@ class Trainer:
         """
         return []
 
+    def pace(self):
+        """A part of a step's computing is done. Replaced on a rank that is made slow."""
+
     def facts(self):
         """{name: value} of what else is known of the last step, for the metrics. Collective."""
         return {}
