@@ -1,6 +1,6 @@
 """What a slow rank costs, and what shares by speed or asynchronous methods bring back.
 
-    python benchmarks/stragglers.py [--ranks 4] [--factor 2] [--per-sample 1] [--batch 28]
+    python benchmarks/stragglers.py [--ranks 4] [--factor 2] [--per-sample 3] [--batch 28]
                                     [--steps 60] [--how threads] [--json FILE]
 
 Trains a small model with the main job; every rank sleeps `--per-sample` milliseconds for each of
@@ -69,7 +69,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--ranks", type=int, default=4)
     p.add_argument("--factor", type=float, default=2)
-    p.add_argument("--per-sample", type=float, default=1, metavar="MS")
+    p.add_argument("--per-sample", type=float, default=3, metavar="MS")
     p.add_argument("--batch", type=int, default=28, help="samples a rank, if shares are equal")
     p.add_argument("--steps", type=int, default=60)
     p.add_argument("--how", default="threads", help="threads, processes or mpi")
