@@ -14,6 +14,7 @@ from .parallel import (Exact, Pipelined, PipelinedZero, Replicated, SyncBatchNor
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
+from .parallel.slowness import Slowness
 from .parallel.speeds import EVERY, Balance
 from .parallel.sync import make_trainer
 from .sync_options import SYNCS
@@ -82,10 +83,17 @@ def stage_counts(o, model, data, comm):
 
 
 def build_trainer(o, model, loss, comm, data):
-    """The trainer for the layout that the options ask for. Collective over `comm`.
+    """The trainer for the layout that the options ask for, as slow as they want this rank.
 
-    Raises ValueError for a model that cannot be cut so.
+    Collective over `comm`. Raises ValueError for a model that cannot be cut so.
     """
+    slowness = Slowness(comm.engine, o.slow.get(comm.rank, 1), o.delay.get(comm.rank, 0))
+    trainer = _trainer(o, model, slowness.around(loss), comm, data)
+    trainer.slowness = slowness
+    return trainer
+
+
+def _trainer(o, model, loss, comm, data):
     def optimizer(module):
         return build_optimizer(o, module)
     precision = {"precision": lambda: autocast(o.device, o.amp) if o.amp else nullcontext(),

@@ -34,7 +34,6 @@ from .interrupt import Interrupt
 from .options import UsageError, parse, parser
 from .parallel import Diverged
 from .parallel.residuals import PREFIX
-from .parallel.slowness import Slowness
 from .report import Report
 from .start import one_blas_thread, start_ranks
 from .sync_options import SYNCS
@@ -71,14 +70,10 @@ class Job:
                 trace.check_path(o.trace)
             comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
-            self.slowness = Slowness(comm.engine, o.slow.get(comm.rank, 1),
-                                     o.delay.get(comm.rank, 0))
-            self.trainer = build_trainer(o, module, self.slowness.around(loss_and_count), comm,
-                                         self.data)
+            self.trainer = build_trainer(o, module, loss_and_count, comm, self.data)
+            self.balance = build_balance(o, comm)
         except (ValueError, OSError, DeviceError) as error:
             raise UsageError(str(error)) from None
-        self.trainer.pace = self.slowness.pace
-        self.balance = build_balance(o, comm)
         self.trainer.load(weights, state)
         if self.scaler_state:
             self.trainer.scaler.load_state_dict(self.scaler_state)
@@ -204,7 +199,7 @@ class Job:
         rate = learning_rate(self.o, step, self.total)
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = rate
-        with self.slowness:
+        with self.trainer.slowness:
             loss, stop = self.trainer.step(batch(), shard, step, self.interrupt.requested,
                                            self.o.clip)
         seconds = time.perf_counter() - started
