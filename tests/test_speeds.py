@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import re
 
+import fake_cupy
 import numpy as np
 import pytest
+from launch import ROOT
 
 from minipar import options, train
 from minipar.comm import run_threads, world
@@ -279,6 +282,26 @@ def test_a_short_last_batch_is_cut_in_proportion(serial, measured, tmp_path):
     assert_equal_to(found, serial(*args))
     assert [e.get("shares") for e in steps_of(tmp_path / "m")] == [None] * 5 + [
         [328, 109], [750, 250]]
+
+
+def test_a_gpu_which_has_the_next_batch_already_takes_new_shares_a_step_later(
+        serial, measured, tmp_path):
+    measured(lambda rank: 2e-3 if rank == 1 else 1e-3)
+    args = ["--dtype", "float32", "--device", "cuda", "--slow", "1:1.01"]
+    with fake_cupy.installed():
+        end, params = run(2, "--speeds", "auto", "--metrics", tmp_path / "m", *args)
+    assert [e.get("shares") for e in steps_of(tmp_path / "m")] == [None] * 6 + [[17, 9]] * 2
+    assert abs(end["loss"] - serial()[0]["loss"]) <= 1e-5 * end["loss"]
+
+
+@pytest.mark.parametrize("line", re.findall(
+    r"python -m minipar\.train ([^#\n]*)", (ROOT / "docs" / "unequal-machines.md").read_text()))
+def test_the_commands_of_the_page_train(line, capsys):
+    args = line.split() + ["--steps", "2", "--launcher", "threads", "--batch-size", "32"]
+    if "--ranks" not in args:
+        args += ["--ranks", "8" if "--pp" in args else "4"]
+    assert train.main(args) == 0
+    assert "2 steps in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("args, n, message", [
