@@ -124,7 +124,7 @@ LAYOUTS = [
     (2, ["--microbatches", "3"]), (2, ["--compress", "fp16"]), (3, ["--sync", "local:2"]),
     (2, ["--sync", "diloco:2"]), (3, ["--sync", "delayed"]), (3, ["--sync", "gossip:ring"]),
     (3, ["--sync", "ps"]), (2, ["--pp", "2"]), (2, ["--tp", "2"]),
-    (4, ["--pp", "2", "--schedule", "zb-h1", "--recompute"])]
+    (4, ["--pp", "2", "--schedule", "zb-h1", "--recompute"]), (2, ["--exact", "4"])]
 ASYNCHRONOUS = [
     (3, ["--sync", "ps:async"]), (3, ["--sync", "ssp:2"]), (2, ["--sync", "adpsgd:ring"])]
 

@@ -83,6 +83,8 @@ def test_new_shares_count_from_the_next_batch_that_is_drawn():
 def test_shares_that_are_not_those_of_a_batch_are_refused(shares, message):
     with pytest.raises(ValueError, match=message):
         GlobalBatchSampler(30, 10, num_replicas=3, shares=shares)
+    with pytest.raises(ValueError, match="shares would cut 6 virtual shards"):
+        GlobalBatchSampler(30, 10, num_replicas=3, virtual_shards=6, shares=(3, 3, 4))
 
 
 # Training with given speeds
@@ -325,6 +327,8 @@ def test_the_commands_of_the_page_train(line, capsys):
     (["--speeds", "auto", "--sync", "ps:async"], 4, "give the speeds"),
     (["--speeds", "auto", "--sync", "ssp:3"], 4, "give the speeds"),
     (["--speeds", "auto", "--pp", "2", "--virtual-compute", "1,1,1"], 4, "--virtual-compute"),
+    (["--speeds", "auto", "--exact", "8"], 4, "--exact 8 has .* not with --speeds"),
+    (["--speeds", "1,2", "--exact"], 2, "not with --speeds"),
 ])
 def test_speeds_that_cannot_be_are_refused_in_one_line(args, n, message):
     with pytest.raises(UsageError, match=message) as info:
