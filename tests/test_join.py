@@ -217,6 +217,26 @@ def test_if_all_have_as_many_batches_nothing_is_thrown_and_a_disabled_join_does_
     run_threads(work, 2)
 
 
+@pytest.mark.parametrize("options", [{"enable": False}, {"throw_on_early_termination": True}, {}])
+def test_after_a_join_buffers_are_shared_as_without_one(options):
+    def work():
+        mp.set_default_dtype("float64")
+        rank, model = world().rank, DistributedDataParallel(nn.BatchNorm1d(1))
+        x = Tensor(np.array([[1.0], [3.0]]) + 10 * rank)
+        try:
+            with model.join(**options):
+                for _ in range(2 if options.get("enable") is False else 1 + rank):
+                    model(x).sum().backward()
+        except RuntimeError:
+            assert options
+        model(x)
+        model.eval()
+        model(x)
+        return float(model.module.running_mean.array[0])
+    means = run_threads(work, 2)
+    assert means[0] == means[1]
+
+
 def test_ranks_that_do_different_things_are_told_so():
     def work():
         model = DistributedDataParallel(mlp())

@@ -128,7 +128,8 @@ def serial():
     (4, "1,1,0.5,1", ["--sync", "zero2"]), (4, "1,1,0.5,1", ["--sync", "zero3"]),
     (4, "1,1,0.5,1", ["--sync", "shared"]), (3, "2,5,1", ["--microbatches", "3"]),
     (5, "1,1,0.5,1", ["--sync", "ps"]), (4, "3,1", ["--pp", "2"]), (4, "0.2,1", ["--tp", "2"]),
-    (4, "3,1", ["--pp", "2", "--schedule", "zb-h1", "--microbatches", "5"])])
+    (4, "3,1", ["--pp", "2", "--schedule", "zb-h1", "--microbatches", "5"]),
+    (4, "3,1", ["--pp", "2", "--sync", "zero1"])])
 def test_replicas_with_unequal_shares_train_what_one_process_trains(serial, n, speeds, more):
     unequal = run(n, "--speeds", speeds, *more)
     assert_equal_to(unequal, serial())

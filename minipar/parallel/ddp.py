@@ -13,7 +13,7 @@ from ..context import current
 from ..nn import Module
 from .buckets import Buckets
 from .buffers import pack
-from .join import BACKWARD, Join
+from .join import BACKWARD, join
 
 
 class DistributedDataParallel(Module):
@@ -91,9 +91,7 @@ class DistributedDataParallel(Module):
 
     def _share_buffers(self):
         """Give every rank the buffers of rank 0."""
-        if self._join:
-            self._join.share_buffers()
-        for plan in self._buffer_plans if not self._join else ():
+        for plan in self._join.sharing() if self._join else self._buffer_plans:
             plan.start()
             plan.wait()
         self._stale = False
@@ -107,24 +105,10 @@ class DistributedDataParallel(Module):
         finally:
             self._sync = before
 
-    @contextmanager
     def join(self, divide_by_initial_world_size=True, enable=True,
              throw_on_early_termination=False):
-        """Inside, ranks may have unequal numbers of batches, as in PyTorch (join.py): one that has
-        left the loop adds zeros to what the others sum, and in the end has the last one's model.
-
-        divide_by_initial_world_size: whether a mean is over all ranks, or those with batches.
-        """
-        if enable:
-            self._stale, self._join = True, Join(
-                self._buckets, self._packed, bool(self._buffer_plans),
-                divide_by_initial_world_size, throw_on_early_termination)
-        try:
-            yield
-            if enable:
-                self._join.leave()
-        finally:
-            self._join, self._stale, self._buckets.divide_by = None, False, self.comm.size
+        """A `with` in which ranks may have unequal numbers of batches, as in PyTorch (join.py)."""
+        return join(self, divide_by_initial_world_size, enable, throw_on_early_termination)
 
     def _ready(self, parameter):
         """A parameter's gradient is complete: maybe its bucket is, and can go."""

@@ -5,6 +5,8 @@ collective of its DistributedDataParallel; one that has left the loop goes along
 all have. Costs an all-gather of one number before each reduction.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
 JOINED, FORWARD, BACKWARD = range(3)  # what a rank says: out of batches; buffers; gradients
@@ -43,10 +45,12 @@ class Join:
         self._buckets.divide_by = len(told) if self._initial else len(active)
         return told[first]
 
-    def share_buffers(self):
-        """Before a forward: the buffers of a rank that still trains become everybody's."""
+    def sharing(self):
+        """Before a forward: the buffers of a rank that still trains become everybody's. Returns
+        what is left to do for it, nothing."""
         self.tell(FORWARD)
         self._take_buffers()
+        return ()
 
     def _take_buffers(self):
         for array in self._buffers if self._shares else ():
@@ -70,3 +74,25 @@ class Join:
             self._comm.broadcast(array, self._last)
         for parameter in (p for flat in flats for p in flat.parameters):
             parameter.storage.version += 1
+
+
+@contextmanager
+def join(model, divide_by_initial_world_size, enable, throw_on_early_termination):
+    """DistributedDataParallel.join.
+
+    divide_by_initial_world_size: a mean is over all ranks, so that each sample weighs the same;
+        else over those that still have batches. A sum (gradient="sum") is not divided.
+    throw_on_early_termination: raise RuntimeError on all ranks as soon as one has no batch.
+    """
+    if not enable:
+        yield
+        return
+    buckets = model._buckets
+    model._stale, model._join = True, Join(
+        buckets, model._packed, bool(model._buffer_plans), divide_by_initial_world_size,
+        throw_on_early_termination)
+    try:
+        yield
+        model._join.leave()
+    finally:
+        model._stale, model._join, buckets.divide_by = True, None, model.comm.size
