@@ -14,6 +14,8 @@ from .parallel import (Exact, Pipelined, PipelinedZero, Replicated, SyncBatchNor
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
 from .parallel.partition import balanced, parameter_counts
+from .parallel.slowness import Slowness
+from .parallel.speeds import EVERY, Balance
 from .parallel.sync import make_trainer
 from .sync_options import SYNCS
 
@@ -81,10 +83,17 @@ def stage_counts(o, model, data, comm):
 
 
 def build_trainer(o, model, loss, comm, data):
-    """The trainer for the layout that the options ask for. Collective over `comm`.
+    """The trainer for the layout that the options ask for, as slow as they want this rank.
 
-    Raises ValueError for a model that cannot be cut so.
+    Collective over `comm`. Raises ValueError for a model that cannot be cut so.
     """
+    slowness = Slowness(comm.engine, o.slow.get(comm.rank, 1), o.delay.get(comm.rank, 0))
+    trainer = _trainer(o, model, slowness.around(loss), comm, data)
+    trainer.slowness = slowness
+    return trainer
+
+
+def _trainer(o, model, loss, comm, data):
     def optimizer(module):
         return build_optimizer(o, module)
     precision = {"precision": lambda: autocast(o.device, o.amp) if o.amp else nullcontext(),
@@ -118,6 +127,14 @@ def build_trainer(o, model, loss, comm, data):
     return kind(model, optimizer, loss, comm, o.mesh, o.pipeline, recompute=o.recompute,
                 counts=stage_counts(o, model, data, comm), algorithm=o.program,
                 virtual=o.virtual_compute, **more, **precision)
+
+
+def build_balance(o, comm):
+    """What cuts batches by measured speed, if the options ask for it; else None."""
+    if o.speeds != "auto":
+        return None
+    period = o.method.argument if o.method.name in ("local", "diloco") else 1
+    return Balance(comm, o.mesh, o.batch_size, o.microbatches, every=-(-EVERY // period) * period)
 
 
 def learning_rate(o, step, total):

@@ -17,6 +17,7 @@ from .execution.threads import get_num_threads
 from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
 from .pipeline_options import add_pipeline_options, check_pipeline_options
+from .speed_options import add_speed_options, check_speeds
 from .sync_options import (add_sync_options, check_compress, check_exact, check_method,
                            check_sharding)
 
@@ -137,6 +138,7 @@ def parser():
     add("--algorithm-table", metavar="FILE.json", help="what auto selects by, before minipar's own "
         "table (default: $MINIPAR_ALGORITHMS); minipar tune writes one")
     add_sync_options(add, count)
+    add_speed_options(add)
     add("--eval-every", type=count, metavar="STEPS", help="also evaluate every so many steps")
     add("--device", type=_one_of(DEVICES), default="cpu", help="cpu (default), or cuda: rank r "
         "computes on GPU r of its host, counted round")
@@ -265,6 +267,7 @@ def parse(argv, world_size):
         _check_algorithm(o, o.mesh.dp)
         check_compress(o)
         check_exact(o, world_size)
+        check_speeds(o, world_size)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if o.codec:

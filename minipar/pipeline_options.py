@@ -11,7 +11,7 @@ def add_pipeline_options(add):
     add("--partition", type=_partition, metavar="HOW", help="blocks of the model on each stage: "
         "3,2,1; or balanced by their parameters (default: parameters), or by measured time "
         "(measured)")
-    add("--stage-speeds", type=_speeds, metavar="1,0.5,...", help="how fast each stage's device "
+    add("--stage-speeds", type=speeds, metavar="1,0.5,...", help="how fast each stage's device "
         "is, for a balanced partition")
     add("--virtual-compute", type=_milliseconds, metavar="F,B,W[,COMM]", help="stages sleep "
         "instead of computing: milliseconds of a forward, an input gradient and a weight gradient "
@@ -29,14 +29,15 @@ def _partition(text):
     return [int(part) for part in parts]
 
 
-def _speeds(text):
+def speeds(text):
+    """The numbers > 0 in "1,0.5"; for argparse."""
     try:
-        speeds = [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError:
-        speeds = [0]
-    if not all(0 < speed < float("inf") for speed in speeds):
+        found = [0]
+    if not all(0 < speed < float("inf") for speed in found):
         raise argparse.ArgumentTypeError(f"{text!r} is not speeds > 0, as 1,0.5")
-    return speeds
+    return found
 
 
 def _milliseconds(text):

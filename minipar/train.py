@@ -20,7 +20,8 @@ import numpy as np
 
 from . import data as datasets
 from . import dtypes, trace
-from .build import build_model, build_trainer, choose_device, identity, learning_rate
+from .build import (build_balance, build_model, build_trainer, choose_device, identity,
+                    learning_rate)
 from .checkpoint import CheckpointFolder, load_file
 from .comm import world
 from .comm.world import is_launched, launched_rank
@@ -61,7 +62,7 @@ class Job:
             replica, replicas = o.mesh.share(comm.rank)
             self.sampler = GlobalBatchSampler(
                 len(self.data.train), o.batch_size, rank=replica, num_replicas=replicas,
-                seed=o.seed, virtual_shards=o.exact,
+                seed=o.seed, virtual_shards=o.exact, shares=o.shares,
                 drop_last=any("running_mean" in k for k, _ in module.named_buffers()))
             self.total = o.steps or o.epochs * len(self.sampler)
             self.first_step, weights, state = self._start_from(module)
@@ -70,6 +71,7 @@ class Job:
             comm.progress = o.progress or comm.progress
             self.report = Report(comm.rank, self.total, o.metrics, o.quiet, self.first_step)
             self.trainer = build_trainer(o, module, loss_and_count, comm, self.data)
+            self.balance = build_balance(o, comm)
         except (ValueError, OSError, DeviceError) as error:
             raise UsageError(str(error)) from None
         self.trainer.load(weights, state)
@@ -197,15 +199,20 @@ class Job:
         rate = learning_rate(self.o, step, self.total)
         for group in self.trainer.optimizer.param_groups:
             group["lr"] = rate
-        loss, stop = self.trainer.step(batch(), shard, step, self.interrupt.requested, self.o.clip)
+        with self.trainer.slowness:
+            loss, stop = self.trainer.step(batch(), shard, step, self.interrupt.requested,
+                                           self.o.clip)
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
         speed, facts = shard.size / seconds, self.trainer.facts()
+        if self.balance:
+            self.sampler.shares = self.balance.after(step, seconds - waited, len(shard.indices))
         self.bubbles.append(facts.get("bubble_rate"))
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
                           overlap=self.trainer.overlap, staleness=self.trainer.staleness,
-                          grad_norm=self.trainer.optimizer.grad_norm, **facts)
+                          grad_norm=self.trainer.optimizer.grad_norm, shares=shard.shares,
+                          **facts)
         self.report.step(step + 1, epoch, loss, speed)
         return stop
 

@@ -21,7 +21,8 @@ LAYERS = [
     {"comm"},
     {"data", "checkpoint"},
     {"parallel", "trace", "sim", "draw"},
-    {"options", "pipeline_options", "sync_options", "bench", "build", "evaluation", "interrupt",
+    {"options", "pipeline_options", "sync_options", "speed_options",
+     "bench", "build", "evaluation", "interrupt",
      "report", "start", "train", "doctor", "emulate", "commands", "cli", "__main__"},
 ]
 RANK_BLIND = {"ops", "nn", "optim", "models", "tensor", "sinks", "hooks", "quantise"}

@@ -7,7 +7,7 @@ first and lets each form batches, so what an optimizer step sees depends on the 
 cuts it, so that n ranks take the same steps as one:
 
     step s of epoch e trains on  permutation(length, seed, e)[s*B : (s+1)*B],   of k <= B samples
-    rank r of n takes            [r*k//n : (r+1)*k//n]  of these k
+    rank r of n takes            [r*k//n : (r+1)*k//n]  of these k, or by unequal `shares`
     of V virtual shards          [v*k//V : (v+1)*k//V]  for each v of [r*V//n : (r+1)*V//n]
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from ..context import current
 from ..random import generator as counter_based
+from .shares import apportion
 
 
 def permutation(length, seed, epoch):
@@ -168,12 +169,14 @@ class Shard:
     start:   position of the first of `indices` in the global batch.
     size:    number of samples in the global batch, of all ranks together.
     indices: int64 (count,): the samples of this rank; count may be 0.
+    shares:  number of samples of every rank, a tuple, if they were cut by shares; else None.
     """
 
     step: int
     start: int
     size: int
     indices: np.ndarray
+    shares: tuple | None = None
 
 
 class GlobalBatchSampler(Sampler):
@@ -187,15 +190,19 @@ class GlobalBatchSampler(Sampler):
     shuffle:    order the samples by `permutation(length, seed, epoch)`; else as they are.
     virtual_shards: cut each batch into so many slices, whatever the number of ranks, of which each
                 rank takes a run; None: into one for each rank.
+    shares:     how many samples of a global batch each rank has, in sum batch_size; a shorter last
+                batch is cut in proportion. None: nearly equal ones. Settable, by all ranks at one
+                step: the next batch that is drawn is cut so.
 
     As a DataLoader's batch_sampler it yields the lists of this rank's indices in the epoch that
     `set_epoch` chose; `shards(epoch)` yields the same with their place in the global batch.
     Raises ValueError if a global batch has fewer samples, or virtual shards, than there are ranks,
-    if no step is left, or if the rank is not in [0, num_replicas).
+    if no step is left, if the rank is not in [0, num_replicas), or for shares that are not those
+    of a global batch, or cut virtual shards.
     """
 
     def __init__(self, length, batch_size, *, rank=0, num_replicas=1, shuffle=True, seed=0,
-                 drop_last=False, virtual_shards=None):
+                 drop_last=False, virtual_shards=None, shares=None):
         self.length = positive("length", length)
         self.batch_size = positive("batch_size", batch_size)
         _check_rank(0 if rank is None else rank, num_replicas)
@@ -210,6 +217,24 @@ class GlobalBatchSampler(Sampler):
                              f"global batch {batch_size}")
         self.rank, self.num_replicas, self.seed = rank, num_replicas, seed
         self.shuffle, self.drop_last, self.epoch = shuffle, drop_last, 0
+        self.shares = shares
+
+    @property
+    def shares(self):
+        return self._shares
+
+    @shares.setter
+    def shares(self, shares):
+        if shares is not None:
+            if self.virtual_shards != self.num_replicas:
+                raise ValueError(f"shares would cut {self.virtual_shards} virtual shards")
+            shares = tuple(int(share) for share in shares)
+            if len(shares) != self.num_replicas:
+                raise ValueError(f"{len(shares)} shares for {self.num_replicas} ranks")
+            if min(shares) < 0 or sum(shares) != self.batch_size:
+                raise ValueError(f"shares {' + '.join(map(str, shares))} = {sum(shares)} are not "
+                                 f"those of a global batch of {self.batch_size}")
+        self._shares = shares
 
     def shards(self, epoch, first_step=0):
         """Yield a `Shard` for each step of `epoch`, from `first_step` on (to resume inside)."""
@@ -218,12 +243,20 @@ class GlobalBatchSampler(Sampler):
         for step in range(first_step, len(self)):
             batch = order[step * self.batch_size:(step + 1) * self.batch_size]
             size = len(batch)
-            start = stop = 0
-            if self.rank is not None:
-                cuts = boundaries(size, self.virtual_shards)
-                first, after = boundaries(self.virtual_shards, self.num_replicas)[self.rank:][:2]
-                start, stop = cuts[first], cuts[after]
-            yield Shard(step, start, size, batch[start:stop])
+            start, stop, shares = self._cut(size)
+            yield Shard(step, start, size, batch[start:stop], shares)
+
+    def _cut(self, size):
+        """(start, stop) of this rank in a batch of `size` samples, and all shares or None."""
+        shares = self._shares and apportion(size, self._shares)
+        if self.rank is None:
+            return 0, 0, shares
+        if shares is None:
+            cuts = boundaries(size, self.virtual_shards)
+            first, after = boundaries(self.virtual_shards, self.num_replicas)[self.rank:][:2]
+            return cuts[first], cuts[after], None
+        start = sum(shares[:self.rank])
+        return start, start + shares[self.rank], shares
 
     def __iter__(self):
         return (shard.indices.tolist() for shard in self.shards(self.epoch))

@@ -46,6 +46,7 @@ class Buckets:
     def __init__(self, parameters, comm, capacity, algorithm="auto", mean=False,
                  reorder=False):
         self.comm, self._mean, self._started, self.overlap = comm, mean, 0, None
+        self.divide_by = comm.size  # by what a mean divides the sum
         self.hooked = False  # whether a communication hook reduces
         parameters = list(parameters)
         mine = {id(p) for p in parameters}
@@ -159,8 +160,8 @@ class Buckets:
         for flat in self.flats:
             for p, used in zip(flat.parameters, host(flat.used).tolist()):
                 p.sink.fresh = not used
-            if self._mean and self.comm.size > 1:
-                np.divide(flat.grad, self.comm.size, out=flat.grad)
+            if self._mean and self.divide_by > 1:
+                np.divide(flat.grad, self.divide_by, out=flat.grad)
         self._started = 0
         if self._complete is not None:
             self._settle_order()

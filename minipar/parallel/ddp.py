@@ -13,6 +13,7 @@ from ..context import current
 from ..nn import Module
 from .buckets import Buckets
 from .buffers import pack
+from .join import BACKWARD, join
 
 
 class DistributedDataParallel(Module):
@@ -59,8 +60,8 @@ class DistributedDataParallel(Module):
         for p in module.parameters():
             if not p.requires_grad:
                 self.comm.broadcast(p.array)
-        plans = [self.comm.plan("broadcast", array) for array in pack(module.buffers())]
-        self._buffer_plans, self._stale = plans, True
+        self._packed, self._stale, self._join = pack(module.buffers()), True, None
+        self._buffer_plans = [self.comm.plan("broadcast", array) for array in self._packed]
         self._share_buffers()
         if not broadcast_buffers:
             self._buffer_plans = []
@@ -90,7 +91,7 @@ class DistributedDataParallel(Module):
 
     def _share_buffers(self):
         """Give every rank the buffers of rank 0."""
-        for plan in self._buffer_plans:
+        for plan in self._join.sharing() if self._join else self._buffer_plans:
             plan.start()
             plan.wait()
         self._stale = False
@@ -104,12 +105,19 @@ class DistributedDataParallel(Module):
         finally:
             self._sync = before
 
+    def join(self, divide_by_initial_world_size=True, enable=True,
+             throw_on_early_termination=False):
+        """A `with` in which ranks may have unequal numbers of batches, as in PyTorch (join.py)."""
+        return join(self, divide_by_initial_world_size, enable, throw_on_early_termination)
+
     def _ready(self, parameter):
         """A parameter's gradient is complete: maybe its bucket is, and can go."""
         if not self._sync:
             return
         after = current().after_backward
         if self._finish not in after:  # the first of this backward
+            if self._join:
+                self._join.tell(BACKWARD)
             self._buckets.restart()
             after.append(self._finish)
         self._buckets.ready(parameter)

@@ -33,20 +33,21 @@ class Pipeline:
                before its backward, a function.
     varying:   samples may have another shape in every micro-batch; otherwise the shape of what
                passes between two stages is agreed once.
-    device:    where the part is.
+    device:    where the part is. pace: called at the end of every action.
     reducer:   (parameters, replicas, bytes of a bucket, algorithm) -> what sums their gradients:
                `start()` when a stage's last backward is done, `finish()` at the end of the step.
     """
 
     def __init__(self, part, schedule, comm, replicas, loss, *, bucket_cap_mb=25,
                  algorithm="auto", recompute=False, varying=False, precision=nullcontext,
-                 scale=lambda loss: loss, device=CPU, reducer=Buckets):
+                 scale=lambda loss: loss, device=CPU, reducer=Buckets, pace=lambda: None):
         if schedule.ranks != comm.size:
             raise ValueError(f"schedule {schedule.name} is for {schedule.ranks} ranks, the "
                              f"pipeline has {comm.size}")
         self.part, self.schedule, self.comm = part, schedule, comm
         self.loss, self.recompute, self.precision, self.scale = loss, recompute, precision, scale
         self._actions, self._last = lower(schedule)[comm.rank], schedule.stages - 1
+        self.pace = pace
         owners = schedule.rank_of
         # {stage: the Boundary in front of it}, for those between this rank and another one.
         self.boundaries = {
@@ -160,6 +161,7 @@ class _Run:
         recorder = current().recorder
         with nullcontext() if recorder is None else recorder.span("action", str(action)):
             getattr(self, f"_{action.kind}")(action.stage, action.microbatch)
+            self._pipeline.pace()
 
     def finish(self):
         """Every message has left."""

@@ -41,7 +41,7 @@ class Pipelined(Trainer):
         self.pipeline = Pipeline(self.module, schedule, mesh.split(comm, "pp"), self._replicas,
                                  loss, recompute=recompute, algorithm=algorithm,
                                  precision=precision, scale=self.scaler.scale, device=self.device,
-                                 reducer=self._reducer)
+                                 reducer=self._reducer, pace=lambda: self.pace())
         self._buffers = Buffers(self.module, self._replicas)
         self._virtual = virtual and VirtualCompute(self.pipeline, virtual)
         self.optimizer = make_optimizer(self.module)

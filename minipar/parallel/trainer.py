@@ -46,10 +46,11 @@ class Trainer:
     module:    what this rank holds; its parameters have the names that they have in the whole.
     optimizer: over the module's parameters.
     scaler:    a GradScaler, disabled if gradients need none.
+    slowness:  a Slowness that steps are taken in, where a rank may be made slow; else None.
     everywhere: whether every rank has all parameters.
     """
 
-    comm = mesh = module = optimizer = scaler = None
+    comm = mesh = module = optimizer = scaler = slowness = None
     device = CPU  # where it computes
     everywhere = False
     staleness = None  # updates made between reading parameters and applying their gradient
@@ -74,6 +75,11 @@ class Trainer:
         """[(HookState, GradBucket)] of the communication hooks whose state goes into checkpoints.
         """
         return []
+
+    def pace(self):
+        """A part of a step's computing is done: a rank that is made slow sleeps for it."""
+        if self.slowness:
+            self.slowness.pace()
 
     def facts(self):
         """{name: value} of what else is known of the last step, for the metrics. Collective."""

@@ -141,6 +141,7 @@ class Server(Trainer):
                 self._answer(line, line.staleness, math.nan)
 
     def _answer(self, line, staleness, loss, norm=None):
+        self.pace()
         del self._owed[line.worker]
         line.heard()
         line.listen()
