@@ -27,10 +27,7 @@ class Storage:
     owner:   who manages the memory, if it is not the array itself (a flat buffer, a window).
     """
 
-    __slots__ = ("version", "views", "owner")
-
-    def __init__(self, owner=None):
-        self.version, self.views, self.owner = 0, 0, owner
+    version, views, owner = 0, 0, None  # until they are set: every tensor makes a storage
 
 
 class Node:
@@ -203,7 +200,7 @@ def record(array, inputs, backward, saved=(), view_of=None, saves_output=False):
     saved:  the tensors whose arrays `backward` will read; `saves_output`: it reads `array` too.
     view_of: the tensor whose memory `array` shares, if it does.
     """
-    if isinstance(array, np.generic):
+    if array.__class__ is not np.ndarray and isinstance(array, np.generic):
         array = np.asarray(array)  # NumPy makes scalars of 0-d results
     if view_of is None:
         out = Tensor(array)

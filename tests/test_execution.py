@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from launch import ROOT, python
 import minipar as mp
 from minipar import execution
 from minipar.context import KERNELS, set_kernels
-from minipar.execution import BuildError, Kernel, Parameter, signatures
+from minipar.execution import BuildError, Kernel, Parameter, compiled, signatures
 
 needs_compiler = pytest.mark.skipif(execution.compiler() is None, reason="there is no C++ compiler")
 
@@ -64,6 +66,53 @@ def test_an_array_that_does_not_fit_is_refused_naming_kernel_and_parameter():
     with pytest.raises(ValueError, match=r"y of shape \(4, 6\) is read-only"):
         run(x, y, 4, 6)
     run(y, x, 4, 6)  # reading is no writing
+
+
+@needs_compiler
+def test_arguments_are_converted_as_python_does_and_refused_as_it_does():
+    run = Kernel("cross_entropy.cu", "cross_entropy_gradient").build(np.dtype(np.float32))
+    x, t, loss = np.zeros((1, 4), np.float32), np.zeros(1, np.int64), np.empty(1, np.float32)
+    for scale in (2, 2.0, np.float32(2), np.float64(2), np.int64(2)):
+        gx = np.empty_like(x)
+        assert run(x, t, loss, gx, scale, 1, np.int64(4)) is None
+        assert gx.tolist() == [[-1.5, 0.5, 0.5, 0.5]]
+    with pytest.raises(TypeError, match="real number, not str"):
+        run(x, t, loss, gx, "2", 1, 4)
+    for wrong in (1.5, None):
+        with pytest.raises(TypeError, match="integer"):
+            run(x, t, loss, gx, 1.0, wrong, 4)
+    with pytest.raises(OverflowError):
+        run(x, t, loss, gx, 1.0, 2**70, 4)
+    with pytest.raises(TypeError, match="cross_entropy_gradient: 2 arguments for 7 parameters"):
+        run(x, t)
+
+
+WAIT = """#include "common.cuh"
+#include <chrono>
+// Waits for another thread to set flag[0], for 20 s; flag[1] tells whether it did.
+__global__ void wait_for(int *flag) {
+    auto begin = std::chrono::steady_clock::now();
+    while (!((volatile int *)flag)[0]
+           && std::chrono::steady_clock::now() - begin < std::chrono::seconds(20)) {}
+    flag[1] = flag[0];
+}
+"""
+
+
+@needs_compiler
+def test_other_threads_run_python_while_a_large_kernel_runs(tmp_path):
+    (tmp_path / "wait.cu").write_text(WAIT)
+    shutil.copy(ROOT / "kernels" / "common.cuh", tmp_path)
+    run = compiled.Library(tmp_path / "wait.cu", "float").function(Kernel("wait.cu", "wait_for"))
+    flag = np.zeros(5000, np.int32)
+
+    def set_flag():
+        flag[0] = 1
+    timer = threading.Timer(0.1, set_flag)
+    timer.start()
+    run(flag)
+    timer.join()
+    assert flag[1] == 1
 
 
 def test_kernels_are_chosen_by_name():

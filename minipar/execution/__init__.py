@@ -29,7 +29,7 @@ class Kernel:
     """
 
     def __init__(self, file, name, *, rows=None, width=None, elements=None):
-        self.file, self.name, self._built = file, name, {}
+        self.file, self.name, self._built = file, name, {e: {} for e in EXECUTIONS}
         self.rows, self.width, self.elements = rows, width, elements
 
     def build(self, like, dtype=None):
@@ -50,9 +50,9 @@ class Kernel:
         else:
             dtype = np.dtype(like)
         try:
-            return self._built[execution, dtype]
+            return self._built[execution][dtype]
         except KeyError:
-            run = self._built[execution, dtype] = self._find(execution, dtype)
+            run = self._built[execution][dtype] = self._find(execution, dtype)
             return run
 
     def _find(self, execution, dtype):

@@ -3,9 +3,10 @@
 A large launch is cut into some blocks for each thread that it may take (threads.py), and OpenMP
 runs them side by side; a small one is one block. How many there are changes no bit of a result.
 
-The wrapper that is generated for each kernel takes NumPy arrays as objects, reads their memory
-from NumPy's own structure and checks type, contiguity and writability there: 0.1 us an array,
-where asking the array for its address takes ten times as long.
+The wrapper that is generated for each kernel is a builtin function of Python (native/call.h): it
+takes NumPy arrays as objects, reads their memory from NumPy's own structure and checks type,
+contiguity and writability there. A launch costs 0.1 us, a tenth of what ctypes takes to convert
+the arguments.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ import os
 import numpy as np
 
 from .build import NATIVE, build, compiler, run_compiler
-from .source import ACCUMULATE, SCALARS, BuildError, element, misfit, signatures
+from .source import ACCUMULATE, BuildError, element, misfit, signatures
 from .threads import get_num_threads
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno",
@@ -25,54 +26,32 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fn
 GRAIN = 1 << 15  # elements of its largest array for which a launch gets a block
 BLOCKS = 4       # at most, for each thread: who is late, as its core is busy, takes fewer
 
-_HEAD = r"""
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#include <cstddef>
-// NumPy's array object as its C interface lays it out (ndarraytypes.h), after Python's own head.
-struct Descriptor { char head[HEAD]; void *type; char kind, code, order, flags; int number; };
-struct Array { char head[HEAD - sizeof(void *)]; void *type; char *data; int nd;
-               ptrdiff_t *dims; void *strides, *base; Descriptor *descr; int flags; };
-#define EXPORT extern "C" __attribute__((visibility("default")))
-static void *array_type;
-EXPORT void *minipar_probe(Array *a) {
-    array_type = a->type;
-    return a->nd == 1 && a->descr->number == 11 && (a->flags & 0x501) == 0x501 ? a->data : 0;
-}
-static inline int misfit(Array *a, int number, int write) {
-    if (a->type != array_type) return 4;
-    if (a->descr->number != number || a->descr->order == '>') return 1;
-    if ((a->flags & 0x101) != 0x101) return 2;  // C-contiguous and aligned
-    return write && !(a->flags & 0x400) ? 3 : 0;
-}
-static inline ptrdiff_t elements(Array *a) {
-    ptrdiff_t n = 1;
-    for (int i = 0; i < a->nd; i++) n *= a->dims[i];
-    return n;
-}
-static inline int blocks_for(ptrdiff_t most, int threads) {
-    if (threads == 1 || most < 2 * GRAIN) return 1;
-    return int(most / GRAIN < BLOCKS * threads ? most / GRAIN : BLOCKS * threads);
-}
-"""
+# Objects of Python's interface that call.h wants, in the order of its `struct Python`.
+_PYTHON = ("PyLong_AsLongLong", "PyLong_AsUnsignedLongLongMask", "PyFloat_AsDouble",
+           "PyObject_IsTrue", "PyErr_Occurred", "PyObject_CallFunction", "Py_IncRef", "Py_DecRef",
+           "PyEval_SaveThread", "PyEval_RestoreThread")
 
 _CALL = """
 static __attribute__((noinline)) void block_of_{name}(int block_, int blocks_{taken}) {{
     gridDim.x = blocks_, blockIdx.x = block_;
     {name}({names});
 }}
-EXPORT int minipar_{name}({given}) {{
-    {checks}
-    int blocks_ = blocks_for(most_, threads_);
-    if (blocks_ == 1) {{
+EXPORT void *minipar_{name}(void *refuse_, void *const *given_, ptrdiff_t count_) {{
+    if (count_ != {count} && count_ != {count} + 1)
+        return python.call(refuse_, "iiO", int(count_), 0, python.none);
+    ptrdiff_t most_ = count_ > {count} ? number<ptrdiff_t>(given_[{count}]) : 0;
+    {given}
+    if (python.error()) return 0;
+    int threads_ = threads_for(most_), blocks_ = blocks_for(most_, threads_);
+    if (!threads_) return 0;
+    if (Aside aside_(most_); blocks_ == 1) {{
         block_of_{name}(0, 1{passed});
-        return 0;
+    }} else {{
+        if (threads_ > blocks_) threads_ = blocks_;
+        #pragma omp parallel for num_threads(threads_) schedule(dynamic, 1)
+        for (int i_ = 0; i_ < blocks_; i_++) block_of_{name}(i_, blocks_{passed});
     }}
-    if (threads_ > blocks_) threads_ = blocks_;
-    #pragma omp parallel for num_threads(threads_) schedule(dynamic, 1)
-    for (int i_ = 0; i_ < blocks_; i_++) block_of_{name}(i_, blocks_{passed});
-    return 0;
+    return nothing();
 }}"""
 
 
@@ -84,9 +63,12 @@ class Library:
         self._signatures, self._real = signatures(text), real
         self._dll = _load(_built(source, text, real))
         probe = np.zeros(1, np.float32)
-        self._dll.minipar_probe.argtypes = [ctypes.py_object]
-        self._dll.minipar_probe.restype = ctypes.c_void_p
-        if self._dll.minipar_probe(probe) != probe.ctypes.data:
+        table = (ctypes.c_void_p * (len(_PYTHON) + 2))(
+            *(ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p).value for name in _PYTHON),
+            id(None), id(get_num_threads))
+        self._dll.minipar_begin.argtypes = [ctypes.py_object, ctypes.c_void_p]
+        self._dll.minipar_begin.restype = ctypes.c_void_p
+        if self._dll.minipar_begin(probe, table) != probe.ctypes.data:
             raise BuildError(f"NumPy {np.__version__} keeps its arrays in another way than "
                              f"the kernels' wrappers know")
 
@@ -94,23 +76,39 @@ class Library:
         """A callable with the parameters of `kernel`, which is one of this file."""
         name, real = kernel.name, self._real
         parameters = self._signatures[name]
-        call = self._dll[f"minipar_{name}"]
-        call.restype = ctypes.c_int
-        call.argtypes = [ctypes.c_int, ctypes.c_ssize_t] + [
-            ctypes.py_object if p.pointer else SCALARS[p.plain(real)] for p in parameters]
+
+        def refuse(number, reason, argument):
+            if not reason:
+                raise TypeError(f"{name}: {number} arguments for {len(parameters)} parameters")
+            raise misfit(name, parameters[number], argument, reason - 1, real)
+        call = _builtin(name, self._dll[f"minipar_{name}"], refuse)
 
         # A kernel that goes by strides is given the first rows of its arrays.
-        names, sized = [p.name for p in parameters], ()
+        names = [p.name for p in parameters]
         if "strides" in names and kernel.rows and kernel.width:
-            sized = names.index(kernel.rows), names.index(kernel.width)
+            rows, width = names.index(kernel.rows), names.index(kernel.width)
+            return lambda *arguments: call(*arguments, arguments[rows] * arguments[width])
+        return call
 
-        def run(*arguments):
-            most = arguments[sized[0]] * arguments[sized[1]] if sized else 0
-            if problem := call(get_num_threads(), most, *arguments):
-                number, reason = divmod(problem - 1, 4)
-                raise misfit(name, parameters[number], arguments[number], reason, real)
-        run.__name__ = name
-        return run
+
+class _Method(ctypes.Structure):
+    """PyMethodDef: what a builtin function is made of."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("call", ctypes.c_void_p), ("flags", ctypes.c_int),
+                ("doc", ctypes.c_char_p)]
+
+
+_FASTCALL = 0x80  # call(self, arguments, their number)
+_methods = []  # Python's functions point to them
+
+
+def _builtin(name, function, self):
+    """A C function of objects as a function of Python."""
+    method = _Method(name.encode(), ctypes.cast(function, ctypes.c_void_p), _FASTCALL, None)
+    _methods.append(method)
+    make = ctypes.pythonapi.PyCFunction_NewEx
+    make.argtypes, make.restype = [ctypes.c_void_p] + [ctypes.py_object] * 2, ctypes.py_object
+    return make(ctypes.addressof(method), self, None)
 
 
 def _load(path):
@@ -152,32 +150,32 @@ def _built(source, text, real):
         run_compiler([*command, f"-I{folder}", f"-I{NATIVE}", "-x", "c++", "-", "-o", target],
                      program, source.name)
     return build(f"{source.stem}-{real}.so", [text, wrapper, *(
-        p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")), NATIVE / "host.h",
-                                                NATIVE / "half.h"))],
+        p.read_text(encoding="utf-8") for p in (*sorted(folder.glob("*.cuh")), *(
+            NATIVE / name for name in ("host.h", "half.h", "call.h"))))],
                  (*FLAGS, *_openmp(" ".join(compiler() or ()))), make)
 
 
 def _wrapper(text, real):
     """C++ that makes every kernel of `text` callable with arrays as objects."""
-    out = [_HEAD.replace("HEAD", str(object.__basicsize__)).replace("GRAIN", str(GRAIN)).replace(
-        "BLOCKS", str(BLOCKS))]
+    out = [f"#define HEAD {object.__basicsize__}\n#define GRAIN {GRAIN}\n#define BLOCKS {BLOCKS}\n"
+           f'#include "call.h"']
     for name, parameters in signatures(text).items():
-        given, taken, checks, passed = ["int threads_", "ptrdiff_t most_"], [], [], []
+        given, taken, passed = [], [], []
         for i, p in enumerate(parameters):
             if p.pointer:
                 number = element(p.plain(real)).num
-                given.append(f"Array *{p.name}")
-                checks.append(f"if (int r = misfit({p.name}, {number}, {int(not p.const)})) "
-                              f"return {i * 4} + r;\n    "
-                              f"if (elements({p.name}) > most_) most_ = elements({p.name});")
+                given.append(f"Array *{p.name} = (Array *)given_[{i}];")
+                given.append(f"if (int r = misfit({p.name}, {number}, {int(not p.const)})) "
+                             f'return python.call(refuse_, "iiO", {i}, r, {p.name});')
+                given.append(f"if (elements({p.name}) > most_) most_ = elements({p.name});")
                 taken.append(f"{'const ' * p.const}{p.type} *{p.name}")
                 passed.append(f"({'const ' * p.const}{p.type} *){p.name}->data")
             else:
-                given.append(f"{p.type} {p.name}")
-                taken.append(given[-1])
+                given.append(f"{p.type} {p.name} = number<{p.type}>(given_[{i}]);")
+                taken.append(f"{p.type} {p.name}")
                 passed.append(p.name)
         out.append(_CALL.format(
-            name=name, given=", ".join(given), checks="\n    ".join(checks),
+            name=name, count=len(parameters), given="\n    ".join(given),
             taken="".join(f", {t}" for t in taken), passed="".join(f", {p}" for p in passed),
             names=", ".join(p.name for p in parameters)))
     return "\n".join(out) + "\n"

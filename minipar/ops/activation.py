@@ -25,10 +25,10 @@ def relu(x):
 
     Raises TypeError for bools.
     """
-    if x.array.dtype.kind == "b":
-        raise TypeError(f"relu: a number type is needed, not {x.dtype}")
     out = by_kernel(_KERNELS["relu_forward"], x.array)
     if out is None:
+        if x.array.dtype.kind == "b":
+            raise TypeError(f"relu: a number type is needed, not {x.dtype}")
         out = np.maximum(x.array, 0)
 
     def backward(g):
@@ -61,17 +61,13 @@ def leaky_relu(x, negative_slope=0.01):
 
 
 @method()
-@quiet
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
     out = by_kernel(_KERNELS["sigmoid_forward"], x.array)
-    if out is None and x.array.itemsize == 2:
-        return in_float32(sigmoid, x)
     if out is None:
-        out = as_array(np.negative(x.array, dtype=floating(x.array).dtype))
-        np.exp(out, out=out)
-        out += 1
-        np.divide(1, out, out=out)
+        if x.array.itemsize == 2:
+            return in_float32(sigmoid, x)
+        out = _sigmoid(x.array)
 
     def backward(g):
         gx = gradient_by_kernel(_KERNELS["sigmoid_backward"], out, g)
@@ -83,31 +79,45 @@ def sigmoid(x):
     return record(out, (x,), backward, saves_output=True)
 
 
+@quiet
+def _sigmoid(a):
+    out = as_array(np.negative(a, dtype=floating(a).dtype))
+    np.exp(out, out=out)
+    out += 1
+    return np.divide(1, out, out=out)
+
+
 _BLOCK = 65536  # elements that are taken through all steps of a formula while in the cache
 
 
-def _value_and_slope(x, kernel, steps):
-    """(f(x), f'(x)) of a floating tensor; the slope is None where nobody will go back.
+def _by_kernel(name, x):
+    """(f(x), f'(x)) by the kernel of that name; the slope is None where nobody will go back.
 
-    By the kernel of that name; else by steps(x, out, slope), which writes both for a block; slope
-    may be None. None where 16-bit numbers have to go through float32.
-    The slope is computed here, where x is in the cache, and is all that backward keeps.
+    The slope is computed here, where x is in the cache, and is all that backward keeps. None
+    where there is no kernel.
     """
     a = x.array
-    wanted = x.requires_grad and current().grad_enabled
-    run = _KERNELS[f"{kernel}_slope" if wanted else kernel].build(a)
-    if run and a.flags.c_contiguous:
-        out, slope = np.empty_like(a), np.empty_like(a) if wanted else None
-        run(for_kernel(a), *((out, slope) if wanted else (out,)), a.size)
-        return out, slope
-    if a.itemsize == 2:
+    if not (x.requires_grad and current().grad_enabled):
+        out = by_kernel(_KERNELS[name], a)
+        return None if out is None else (out, None)
+    run = _KERNELS[name + "_slope"].build(a)
+    if run is None or not a.flags.c_contiguous:
         return None
-    flat = a.reshape(-1)
-    out, slope = np.empty_like(flat), np.empty_like(flat) if wanted else None
+    out, slope = np.empty_like(a), np.empty_like(a)
+    run(for_kernel(a), out, slope, a.size)
+    return out, slope
+
+
+@quiet
+def _by_steps(x, steps):
+    """The same by steps(x, out, slope), which writes both for a block; slope may be None."""
+    flat = x.array.reshape(-1)
+    out = np.empty_like(flat)
+    slope = np.empty_like(flat) if x.requires_grad and current().grad_enabled else None
     for start in range(0, flat.size, _BLOCK):
         part = slice(start, start + _BLOCK)
         steps(flat[part], out[part], None if slope is None else slope[part])
-    return out.reshape(a.shape), None if slope is None else slope.reshape(a.shape)
+    return out.reshape(x.shape), None if slope is None else slope.reshape(x.shape)
 
 
 def _with_slope(x, out, slope):
@@ -117,12 +127,15 @@ def _with_slope(x, out, slope):
     return record(out, (x,), backward)
 
 
-@quiet
 def silu(x):
     """x sigmoid(x) (Hendrycks & Gimpel 2016; "swish"). Raises TypeError unless x is floating."""
-    _floating_only("silu", x)
-    found = _value_and_slope(x, "silu", _silu)
-    return in_float32(silu, x) if found is None else _with_slope(x, *found)
+    found = _by_kernel("silu", x)
+    if found is None:
+        _floating_only("silu", x)
+        if x.array.itemsize == 2:
+            return in_float32(silu, x)
+        found = _by_steps(x, _silu)
+    return _with_slope(x, *found)
 
 
 def _silu(x, out, slope):
@@ -137,7 +150,6 @@ def _silu(x, out, slope):
         slope += s
 
 
-@quiet
 def gelu(x, approximate="none"):
     """x times the normal distribution function at x (Hendrycks & Gimpel 2016).
 
@@ -146,11 +158,14 @@ def gelu(x, approximate="none"):
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
-    _floating_only("gelu", x)
-    steps = _tanh_gelu if approximate == "tanh" else (
-        _normal_gelu_64 if x.array.dtype == np.float64 else _normal_gelu)
-    found = _value_and_slope(x, f"gelu_{approximate}", steps)
-    return in_float32(gelu, x, approximate) if found is None else _with_slope(x, *found)
+    found = _by_kernel("gelu_" + approximate, x)
+    if found is None:
+        _floating_only("gelu", x)
+        if x.array.itemsize == 2:
+            return in_float32(gelu, x, approximate)
+        found = _by_steps(x, _tanh_gelu if approximate == "tanh" else _normal_gelu_64
+                          if x.array.dtype == np.float64 else _normal_gelu)
+    return _with_slope(x, *found)
 
 
 _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

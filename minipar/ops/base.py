@@ -41,29 +41,30 @@ def method(*names):
 def for_kernel(a):
     """`a` as kernels take it, copied if need be: in C order, aligned."""
     a = as_array(a)
-    a = np.ascontiguousarray(a, like=a)
+    if not a.flags.c_contiguous:
+        a = np.ascontiguousarray(a, like=a)
     return a if aligned(a) else a.copy()
 
 
-def by_kernel(kernel, *arrays):
-    """A new array: what an elementwise kernel makes of `arrays`. None where NumPy has to do it:
-    without kernels, or for arrays of several shapes or types, or the first not in C order.
+def by_kernel(kernel, a):
+    """A new array: what an elementwise kernel makes of `a`. None where NumPy has to do it: without
+    kernels, or if `a` is not in C order.
     """
-    write = _writer(kernel, arrays)
-    if write is None:
+    run = kernel.build(a)
+    if run is None or not a.flags.c_contiguous:
         return None
-    out = np.empty_like(arrays[0])
-    write(out)
+    out = np.empty_like(a)
+    try:
+        run(a, out, a.size)
+    except ValueError:  # it refuses what is not aligned: to ask takes longer than a small kernel
+        run(for_kernel(a), out, a.size)
     return out
 
 
 def gradient_by_kernel(kernel, *arrays):
-    """The same as a `Deferred`: a leaf's is written where it belongs, with no array between."""
-    write = _writer(kernel, arrays)
-    return write and Deferred(arrays[0], write=write)
-
-
-def _writer(kernel, arrays):
+    """The same of arrays, as a `Deferred`: a leaf's is written where it belongs, with no array
+    between. None, too, for arrays of several shapes or types.
+    """
     a = arrays[0]
     run = kernel.build(a)
     if run is None or not a.flags.c_contiguous:
@@ -78,7 +79,7 @@ def _writer(kernel, arrays):
         else:  # a sink in memory of another form
             write(part := np.empty_like(a))
             out[...] = part
-    return write
+    return Deferred(a, write=write)
 
 
 def operand(x):
