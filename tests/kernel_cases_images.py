@@ -163,6 +163,25 @@ def max_pool_backward(rng, rows, n):
     return g, tap, Out(gx), *_sizes(4, rows, n)
 
 
+def _planes(a):
+    """(height, rows, width, n) -> (rows * n, height, width)."""
+    height, rows, width, n = a.shape
+    return np.ascontiguousarray(a.transpose(1, 3, 0, 2)).reshape(rows * n, height, width)
+
+
+def max_pool_rows(rng, rows, n):
+    x, best, which, *_ = max_pool_forward(rng, rows, n)
+    return (_planes(x), Out(_planes(best.expected)), Out(_planes(which.expected)),
+            *_sizes(2 * rows * n, 1, 1))
+
+
+def max_pool_planes(rng, rows, n):
+    _, g, which, *_ = max_pool_forward(rng, rows, n)
+    g, tap = g.expected, which.expected
+    gx = _spread(lambda i, j, t: g[i, :, j] * (tap[i, :, j] == t), rows, n)
+    return _planes(g), _planes(tap), Out(_planes(gx)), *_sizes(rows * n, 1, 1)
+
+
 def average_pool_forward(rng, rows, n):
     x, share = rng.standard_normal((4, rows, 5, n)), rng.random((2, 6))
     taps = _windows(x, 0.0)
@@ -200,7 +219,7 @@ def depthwise_weight_gradient(rng, rows, n):
 CASES = {f.__name__: f for f in (
     layer_norm_forward, layer_norm_backward, rms_norm_forward, rms_norm_backward, add_parts,
     run_moments, column_moments, join_moments, join_sums, max_pool_forward, max_pool_backward,
-    average_pool_forward, average_pool_backward, depthwise_forward, depthwise_input_gradient,
-    depthwise_weight_gradient)}
+    max_pool_rows, max_pool_planes, average_pool_forward, average_pool_backward,
+    depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient)}
 for _name, _step in (("normalise", _normalise), ("products", _products), ("gradient", _gradient)):
     CASES[f"run_{_name}"], CASES[f"column_{_name}"] = _of_matrices(_step)

@@ -31,7 +31,8 @@ def laid_out(a, order):
 @pytest.mark.parametrize("kernel, stride, padding, ceil_mode", WINDOWS)
 @pytest.mark.parametrize("shape, order", [
     ((8, 3, 7, 9), (2, 1, 3, 0)), ((31, 2, 8, 6), (2, 1, 3, 0)), ((33, 1, 5, 5), (2, 1, 3, 0)),
-    ((2, 100, 6, 7), (0, 2, 3, 1)), ((64, 2, 4, 5), (1, 2, 3, 0)), ((40, 2, 4, 4), (2, 3, 1, 0))])
+    ((2, 100, 6, 7), (0, 2, 3, 1)), ((64, 2, 4, 5), (1, 2, 3, 0)), ((40, 2, 4, 4), (2, 3, 1, 0)),
+    ((2, 3, 6, 71), (0, 1, 2, 3)), ((3, 2, 9, 5), (1, 0, 2, 3))])
 @pytest.mark.parametrize("op", [F.max_pool2d, F.avg_pool2d])
 def test_pooling_is_the_same_with_kernels_and_without(op, shape, order, kernel, stride, padding,
                                                       ceil_mode, dtype):
@@ -90,23 +91,26 @@ def test_the_first_of_equal_elements_takes_the_gradient_also_if_all_are_infinite
     for kernels in ("compiled", "reference"):
         set_kernels(kernels)
         for value in (0.0, -np.inf, np.inf):
-            x = Tensor(laid_out(np.full((16, 2, 4, 4), value), (2, 1, 3, 0)), True)
-            F.max_pool2d(x, 3, 2, 1).sum().backward()
-            taken = np.zeros((4, 4))
-            taken[[0, 0, 1, 1], [0, 1, 0, 1]] = 1  # the first inside the padding
-            assert (x.grad.array == taken).all()
+            for order in ((2, 1, 3, 0), (0, 1, 2, 3)):
+                x = Tensor(laid_out(np.full((16, 2, 4, 4), value), order), True)
+                F.max_pool2d(x, 3, 2, 1).sum().backward()
+                taken = np.zeros((4, 4))
+                taken[[0, 0, 1, 1], [0, 1, 0, 1]] = 1  # the first inside the padding
+                assert (x.grad.array == taken).all()
 
 
-def test_nan_reaches_the_windows_that_have_it_and_no_others():
-    x = laid_out(rng.standard_normal((33, 2, 4, 4)), (2, 1, 3, 0))
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 1, 3, 0)])
+@pytest.mark.parametrize("wants", [False, True])
+def test_nan_reaches_the_windows_that_have_it_and_no_others(order, wants):
+    x = laid_out(rng.standard_normal((33, 2, 4, 4)), order)
     x[5, 1, 1, 1], x[32, 0, 3, 3], x[7, 0, 0, 0] = np.nan, np.nan, 1e-310
     for kernels in ("compiled", "reference"):
         set_kernels(kernels)
         for op in (F.max_pool2d, F.avg_pool2d):
-            out = op(Tensor(x), 2).array
+            out = op(Tensor(x, wants), 2).array
             assert np.isnan(out[5, 1, 0, 0]) and np.isnan(out[32, 0, 1, 1])
             assert np.isnan(out).sum() == 2
-    assert F.max_pool2d(Tensor(x[:, :, :1, :1]), 1).array[7, 0, 0, 0] == 1e-310
+    assert F.max_pool2d(Tensor(x[:, :, :1, :1], wants), 1).array[7, 0, 0, 0] == 1e-310
 
 
 def test_a_gradient_of_any_layout_comes_back_in_that_of_the_input():

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from ..device import on_gpu
 from .batch_norm import memory_order
 
 
@@ -69,8 +70,10 @@ class Images:
         rows, columns = order.index(2), order.index(3)
         outer, middle, inner = (math.prod(x.shape[axis] for axis in axes) for axes in (
             order[:rows], order[rows + 1:columns], order[columns + 1:]))
-        # Lanes run along `inner`: where that is short, NumPy's slices are faster.
-        self.fit = rows < columns and inner >= 8 and x.size and math.prod(kernel) <= 256
+        served = rows < columns and x.size and math.prod(kernel) <= 256
+        # On a CPU lanes run along `inner`: where that is short, NumPy's slices are faster.
+        self.fit = served and (inner >= 8 or on_gpu(x))
+        self.planes = served and middle == inner == 1 and not on_gpu(x)  # (N, C, H, W)
         self._order, self._inverse = order, sorted(range(4), key=order.__getitem__)
         self._channels, self._count = x.shape[:2], outer * middle
         self._sizes = (x.shape[2], middle, x.shape[3], inner, *out, *kernel, *stride, *padding)
