@@ -81,6 +81,35 @@ __global__ void join_moments(const acc *mean, const acc *squares, double *joined
     });
 }
 
+// What columns are normalised with, numbers (3, columns): the mean, scale =
+// 1 / sqrt(variance + eps), and scale times the weight.
+__global__ void channel_numbers(const double *mean, const double *variance, const acc *weight,
+                                acc *numbers, int64 columns, double eps) {
+    all_lanes(columns, [&](int64 start, auto each) {
+        acc *middle = numbers + start, *scale = middle + columns, *slope = scale + columns;
+        each([&](int j) {
+            acc s = acc(1 / sqrt_(variance[start + j] + eps));
+            middle[j] = acc(mean[start + j]);
+            scale[j] = s;
+            slope[j] = s * weight[start + j];
+        });
+    });
+}
+
+// The running mean and variance become (1 - momentum) running + momentum batch; the variance of
+// the batch times `unbiased`.
+__global__ void follow(const double *mean, const double *variance, real *running_mean,
+                       real *running_variance, int64 columns, double momentum, double unbiased) {
+    all_lanes(columns, [&](int64 start, auto each) {
+        real *middle = running_mean + start, *spread = running_variance + start;
+        each([&](int j) {
+            double m = double(acc(middle[j])), v = double(acc(spread[j]));
+            middle[j] = real(acc((1 - momentum) * m + momentum * mean[start + j]));
+            spread[j] = real(acc((1 - momentum) * v + momentum * (unbiased * variance[start + j])));
+        });
+    });
+}
+
 // y = (x - mean) slope + offset. Matrix m takes mean[m % period], and so on.
 __global__ void run_normalise(const real *x, const acc *mean, const acc *slope, const acc *offset,
                               real *y, int64 matrices, int64 length, int64 period) {
@@ -158,6 +187,33 @@ __global__ void join_sums(const acc *sums, double *joined, int64 parts, int64 co
             each([&](int j) { sum[j] += double(own[j]); });
         }
         each([&](int j) { joined[start + j] = sum[j]; });
+    });
+}
+
+// Of sums (2, parts, columns), those of `products` over parts, and channel_numbers' (3, columns):
+// gradients (4, columns) of weight and bias, and `tilt` and `level` of the gradient of n elements
+// in each column.
+__global__ void channel_gradients(const acc *sums, const acc *numbers, acc *gradients,
+                                  int64 parts, int64 columns, double n) {
+    all_lanes(columns, [&](int64 start, auto each) {
+        const acc *scale = numbers + columns + start, *slope = scale + columns;
+        acc *gw = gradients + start, *gb = gw + columns, *tilt = gb + columns;
+        acc *level = tilt + columns;
+        double sum[LANES] = {}, along[LANES] = {};
+        for (int64 part = 0; part < parts; part++) {
+            const acc *own = sums + part * columns + start, *other = own + parts * columns;
+            each([&](int j) {
+                sum[j] += double(own[j]);
+                along[j] += double(other[j]);
+            });
+        }
+        each([&](int j) {
+            double s = double(scale[j]), share = double(slope[j]) / n;
+            gw[j] = acc(along[j] * s);
+            gb[j] = acc(sum[j]);
+            tilt[j] = acc(along[j] * s * s * share);
+            level[j] = acc(sum[j] * share);
+        });
     });
 }
 

@@ -14,11 +14,13 @@ import numpy as np
 from .. import dtypes
 from ..context import current
 from ..device import one_device
+from ..dtypes import FLOATING
 from ..tensor import record
 from .base import quiet, wide
 from .cast import cast_to
-from .moments import (Matrices, gradient, join_moments, join_sums, moments, normalise, products,
-                      rows_of_columns)
+from .moments import (Matrices, channel_gradients, channel_numbers, follow, gradient, join_moments,
+                      join_sums, moments, normalise, products, rows_of_columns)
+from .softmax import ones
 
 
 @quiet
@@ -41,8 +43,10 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
                                     dtypes.float32))
     x, dtype = input.array, input.array.dtype
     batch = batch if training else None
-    _check(input, running_mean, running_var, weight, bias, training, training and batch is None)
+    _check(input, running_mean, running_var, weight, bias, training=training)
     n = x.size // max(1, x.shape[1])
+    if training and batch is None:
+        _check_count(n, input)
     order = memory_order(x)
     a, view, restore = _matrices(x, order)
     if training:
@@ -51,13 +55,15 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
             mean, variance, n = batch.moments(mean, variance, n)
             _check_count(n, input)
         if running_mean is not None and n:
-            _follow(running_mean, mean, momentum)
-            _follow(running_var, variance * (n / (n - 1)), momentum)
+            follow(mean, variance, running_mean.array, running_var.array, momentum, n / (n - 1))
+            for running in (running_mean, running_var):
+                running.storage.version += 1  # as every write in place
     else:
         mean, variance = (t.array.astype(np.float64) for t in (running_mean, running_var))
-    mean, scale = mean.astype(a.dtype), (1 / np.sqrt(variance + eps)).astype(a.dtype)
-    slope = scale if weight is None else scale * weight.array.astype(a.dtype, copy=False)
-    offset = np.zeros_like(mean) if bias is None else bias.array.astype(a.dtype, copy=False)
+    w = ones(mean.size, a) if weight is None else _vector(weight.array, a)
+    numbers = channel_numbers(mean, variance, w, eps)
+    mean, slope = numbers[0], numbers[2]
+    offset = np.zeros_like(mean) if bias is None else _vector(bias.array, a)
     out = restore(normalise(a, view, mean, slope, offset)).astype(dtype, copy=False)
     need_x = input.requires_grad
     need_w = weight is not None and weight.requires_grad
@@ -68,23 +74,28 @@ def batch_norm(input, running_mean, running_var, weight=None, bias=None, trainin
     def backward(g):
         g, gx = in_order(g, order), None
         values = g if x is None else in_order(x, order)
-        gb, gw = _channel_sums(g, values, view, mean)
-        gw *= scale
+        both = products(g, values, view, mean)
+        gw, gb, tilt, level = channel_gradients(both, numbers, n)
         if need_x:
-            slope = (scale if weight is None
-                     else scale * weight.array.astype(scale.dtype, copy=False))
             if training:
-                b, w = (gb, gw) if batch is None else batch.sums(np.stack((gb, gw)))
-                level, tilt = (a.astype(g.dtype) for a in (b * slope / n, w * slope * scale / n))
+                if batch is not None:
+                    tilt, level = _of_whole_batch(batch, both, numbers, n)
                 gx = gradient(g, values, view, mean, slope, tilt, level)
             else:
                 zeros = np.zeros_like(mean)
                 gx = normalise(g, view, zeros, slope, zeros)
             gx = restore(gx).astype(dtype, copy=False)
-        return (gx, gw.astype(dtype) if need_w else None,
-                None if bias is None else gb.astype(dtype))
-    saved = ([] if x is None else [input]) + ([weight] if need_x and weight is not None else [])
-    return record(out, (input, weight, bias), backward, saved)
+        return (gx, gw.astype(dtype, copy=False) if need_w else None,
+                None if bias is None else gb.astype(dtype, copy=False))
+    return record(out, (input, weight, bias), backward, () if x is None else (input,))
+
+
+def _of_whole_batch(batch, both, numbers, n):
+    """`tilt` and `level` of the gradient from the sums of all parts, of which `both` are one's."""
+    _, scale, slope = numbers
+    gb, along = (join_sums(sums.reshape(-1, scale.size)) for sums in both)
+    gb, gw = batch.sums(np.stack((gb, along * scale)))
+    return [a.astype(scale.dtype) for a in (gw * slope * scale / n, gb * slope / n)]
 
 
 def _check_count(n, input):
@@ -93,36 +104,50 @@ def _check_count(n, input):
                          f"not input {input.shape}")
 
 
-def _check(input, running_mean, running_var, weight, bias, training, alone):
-    if input.ndim < 2:
-        raise ValueError(f"batch_norm: input {input.shape}: expected (N, C, ...)")
-    named = {"running_mean": running_mean, "running_var": running_var, "weight": weight,
-             "bias": bias}
-    for name, t in named.items():
-        if t is not None and t.shape != input.shape[1:2]:
-            raise ValueError(f"batch_norm: {name} {t.shape} for {input.shape[1]} channels of "
-                             f"input {input.shape}")
-    if (running_mean is None) != (running_var is None) or not training and running_mean is None:
+def _vector(a, like):
+    """weight or bias as the steps take them."""
+    return np.ascontiguousarray(a, like.dtype, like=like)
+
+
+_NAMES = "running_mean", "running_var", "weight", "bias"
+
+
+def _check(input, *others, training):
+    x, types = input.array, []
+    size, dtype = x.shape[1:2], x.dtype
+    if not size:
+        raise ValueError(f"batch_norm: input {x.shape}: expected (N, C, ...)")
+    for name, t in zip(_NAMES, others):
+        if t is None:
+            continue
+        a = t.array
+        if a.shape != size:
+            raise ValueError(f"batch_norm: {name} {a.shape} for {size[0]} channels of "
+                             f"input {x.shape}")
+        if a.dtype != dtype:
+            types.append(str(t.dtype))
+    one_device("batch_norm", x, *[t.array for t in others if t is not None])
+    if (others[0] is None) != (others[1] is None) or not training and others[0] is None:
         raise ValueError("batch_norm: running_mean and running_var are both given, or neither "
                          "when training")
-    if alone:
-        _check_count(math.prod(input.shape[:1] + input.shape[2:]), input)
-    one_device("batch_norm", input.array, *(t.array for t in named.values() if t is not None))
-    if not input.dtype.is_floating_point or any(
-            t is not None and t.dtype is not input.dtype for t in named.values()):
-        types = ", ".join(str(t.dtype) for t in (input, *named.values()) if t is not None)
-        raise TypeError(f"batch_norm: one floating type is needed, not {types}")
+    if types or dtype.kind not in FLOATING:
+        raise TypeError(f"batch_norm: one floating type is needed, not "
+                        f"{', '.join([str(input.dtype), *types])}")
 
 
 def memory_order(x):
     """The axes of x from the farthest apart in memory to the closest; of equal ones that with a
     single element is last.
     """
+    if x.flags.c_contiguous:
+        return list(range(x.ndim))
     return sorted(range(x.ndim), key=lambda axis: (-abs(x.strides[axis]), x.shape[axis] == 1))
 
 
 def in_order(x, order):
     """x with its axes in `order`, contiguous; 16-bit types become float32."""
+    if x.flags.c_contiguous and x.itemsize > 2 and order == sorted(order):
+        return x
     return np.ascontiguousarray(x.transpose(order), wide(x.dtype), like=x)
 
 
@@ -130,28 +155,19 @@ def _matrices(x, order):
     """(x with its axes in `order`, contiguous, as `Matrices`; the function that undoes this)."""
     a = in_order(x, order)
     shape, channel = a.shape, order.index(1)
-    inverse = sorted(range(x.ndim), key=order.__getitem__)
     before, channels = math.prod(shape[:channel]), shape[channel]
     length = math.prod(shape[channel + 1:])
     if length == 1:
         view = rows_of_columns(before, channels, a)
     else:
         view = Matrices(before * channels, length, 1, a.size, channels)
-    return a, view, lambda b: b.reshape(shape).transpose(inverse)
+    if a is x:
+        return a, view, lambda b: b
+    inverse = sorted(range(x.ndim), key=order.__getitem__)
+    return a, view, lambda b: b.transpose(inverse)
 
 
 def _statistics(a, view, channels, n):
     """Mean and variance of each channel, float64 (C,)."""
-    mean, squares = (m.reshape(-1, channels) for m in moments(a, view))
-    return join_moments(mean, squares, view.length, n)
-
-
-def _follow(running, value, momentum):
-    running.array[...] = (1 - momentum) * running.array.astype(value.dtype) + momentum * value
-    running.storage.version += 1  # as every write in place
-
-
-def _channel_sums(g, x, view, mean):
-    """The sums of g and of g (x - mean) over each channel, (2, C) float64."""
-    both = products(g, x, view, mean)
-    return np.stack([join_sums(sums.reshape(-1, len(mean))) for sums in both])
+    mean, squares = moments(a, view)
+    return join_moments(mean.reshape(-1, channels), squares.reshape(-1, channels), view.length, n)

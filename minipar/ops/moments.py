@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..device import aligned
 from ..execution import Kernel
 from .softmax import ones
 
@@ -17,7 +18,8 @@ _STEPS = ("moments", "normalise", "products", "gradient")
 _KERNELS = {f"{kind}_{step}": Kernel("batchnorm.cu", f"{kind}_{step}", rows="matrices", width=width)
             for kind, width in (("run", "length"), ("column", "columns")) for step in _STEPS}
 _KERNELS |= {name: Kernel("batchnorm.cu", name, elements="columns")
-             for name in ("join_moments", "join_sums")}
+             for name in ("join_moments", "join_sums", "channel_numbers", "follow",
+                          "channel_gradients")}
 _BLOCK = 65536  # elements that the reference takes through all steps while in the cache
 
 
@@ -108,6 +110,33 @@ def join_moments(mean, squares, length, total):
     return joined, variance
 
 
+def channel_numbers(mean, variance, weight, eps):
+    """(3, channels): the mean, scale = 1 / sqrt(variance + eps), and scale times the weight.
+
+    mean, variance: float64 (channels,); weight: in the type to compute with, that of the result.
+    """
+    numbers = np.empty((3, *weight.shape), weight.dtype, like=weight)
+    if run := _KERNELS["channel_numbers"].build(weight):
+        run(mean, variance, weight, numbers, weight.size, eps)
+    else:
+        numbers[0], numbers[1] = mean, 1 / np.sqrt(variance + eps)
+        np.multiply(numbers[1], weight, out=numbers[2])
+    return numbers
+
+
+def follow(mean, variance, running_mean, running_variance, momentum, unbiased):
+    """The running arrays (channels,) become (1 - momentum) running + momentum batch, in place; the
+    variance of the batch is multiplied with `unbiased`.
+    """
+    run = _KERNELS["follow"].build(running_mean)
+    pair = running_mean, running_variance
+    if run and all(a.flags.c_contiguous and aligned(a) for a in pair):
+        run(mean, variance, *pair, mean.size, momentum, unbiased)
+        return
+    for running, value in zip(pair, (mean, variance * unbiased)):
+        running[...] = (1 - momentum) * running.astype(value.dtype) + momentum * value
+
+
 def normalise(x, view, mean, slope, offset):
     """(x - mean) slope + offset, a new array; the others hold period * columns numbers."""
     y = np.empty_like(x)
@@ -143,6 +172,23 @@ def join_sums(sums):
     joined = np.empty(sums.shape[1], like=sums)
     run(sums, joined, *sums.shape)
     return joined
+
+
+def channel_gradients(both, numbers, n):
+    """(4, channels): gradients of weight and bias, and `tilt` and `level` of `gradient`.
+
+    both: of `products`; numbers: of `channel_numbers`; n: elements that a channel has.
+    """
+    _, scale, slope = numbers
+    both = both.reshape(2, -1, scale.size)
+    if run := _KERNELS["channel_gradients"].build(both) if both.size else None:
+        out = np.empty((4, scale.size), scale.dtype, like=scale)
+        run(both, numbers, out, *both.shape[1:], n)
+        return out
+    gb, along = both.sum(1, dtype=np.float64)
+    gw = along * scale
+    n = max(1, n)
+    return np.stack([gw, gb, gw * slope * scale / n, gb * slope / n]).astype(scale.dtype)
 
 
 def gradient(g, x, view, mean, slope, tilt, level):
