@@ -48,17 +48,17 @@ def avg_pool2d(input, kernel_size, stride=None, padding=0, ceil_mode=False,
     if divisor_override == 0:
         raise ValueError("avg_pool2d: divisor_override is 0")
     _check("avg_pool2d", input)
-    sums, counts = [], []
+    outs, counts = [], []
     for size, k, s, p in zip(input.shape[2:], kernel, stride, padding):
         out = output_size("avg_pool2d", size, k, s, p, p, ceil_mode)
-        sums.append((out, [inside(tap, size, out, s, p) for tap in range(k)]))
+        outs.append(out)
         start = np.arange(out) * s - p
         if count_include_pad:
             counts.append(np.minimum(start + k, size + p) - start)
         else:
             counts.append(np.minimum(start + k, size) - np.maximum(start, 0))
     divisor = np.multiply.outer(*counts) if divisor_override is None else divisor_override
-    return _average(input, sums, divisor, kernel, stride, padding)
+    return _average(input, outs, divisor, windows=(kernel, stride, padding))
 
 
 def adaptive_avg_pool2d(input, output_size):
@@ -78,6 +78,8 @@ def adaptive_avg_pool2d(input, output_size):
                 [n if o is None else o for n, o in zip(input.shape[2:], both)], 0)
     if not input.shape[2] * input.shape[3]:
         raise ValueError(f"adaptive_avg_pool2d: input {input.shape} has no element to average")
+    if size == (1, 1) and input.array.flags.c_contiguous:
+        return _recorded(input, lambda x: _of_whole_images(x, x.shape[2] * x.shape[3]))
     if all(n % max(1, out) == 0 for n, out in zip(input.shape[2:], size)) and min(size):
         return avg_pool2d(input, [n // out for n, out in zip(input.shape[2:], size)])
     sums, counts = [], []
@@ -85,7 +87,7 @@ def adaptive_avg_pool2d(input, output_size):
         windows = [(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
         sums.append((out, [(i, slice(*window)) for i, window in enumerate(windows)]))
         counts.append(np.array([stop - start for start, stop in windows], np.int64))
-    return _average(input, sums, np.multiply.outer(*counts))
+    return _average(input, size, np.multiply.outer(*counts), sums=sums)
 
 
 def _check(name, input):
@@ -95,25 +97,31 @@ def _check(name, input):
         raise TypeError(f"{name}: a floating type is needed, not {input.dtype}")
 
 
-@quiet
-def _average(input, sums, divisor, *windows):
+def _average(input, size, divisor, *, windows=None, sums=None):
     """Sums over windows of the last two axes, divided by `divisor` (a number or (Ho, Wo)).
 
-    sums: for each axis its new size and its parts (to, source): the elements [to] of the output
-    get those [source] of the input added; a number as `to` means that the sources are summed.
-    windows: their size, stride and padding, if they all have the same.
+    size: (Ho, Wo). windows: the (vertical, horizontal) kernel, stride and padding; or sums: for
+    each axis its new size and its parts (to, source): the elements [to] of the output get those
+    [source] of the input added; a number as `to` means that the sources are summed.
     """
-    x = input.array
-    dtype = x.dtype
-    x = x.astype(wide(dtype), copy=False)
-    kernels = [kernel.build(x) for kernel in _KERNELS.values()]
-    images = Images(x, [size for size, _ in sums], *windows) if windows else None
-    if windows and windows[0] == x.shape[2:] and windows[2] == (0, 0) and x.flags.c_contiguous:
-        out, backward = _of_whole_images(x, divisor)
-    elif windows and images.fit and kernels[0]:
-        out, backward = _gathered(x, images, [size for size, _ in sums], divisor, *kernels)
-    else:
-        out, backward = _summed(x, sums, np.asarray(divisor, x.dtype, like=x))
+    def way(x):
+        if windows and windows[0] == x.shape[2:] and windows[2] == (0, 0) and x.flags.c_contiguous:
+            return _of_whole_images(x, divisor)
+        kernels = [kernel.build(x) for kernel in _KERNELS.values()]
+        images = Images(x, size, *windows) if windows else None
+        if windows and images.fit and kernels[0]:
+            return _gathered(x, images, size, divisor, *kernels)
+        parts = sums or [(out, [inside(tap, n, out, s, p) for tap in range(k)])
+                         for n, out, k, s, p in zip(x.shape[2:], size, *windows)]
+        return _summed(x, parts, np.asarray(divisor, x.dtype, like=x))
+    return _recorded(input, way)
+
+
+@quiet
+def _recorded(input, way):
+    """The result of way(x) -> (result, backward), for x in the type to compute in."""
+    dtype = input.array.dtype
+    out, backward = way(input.array.astype(wide(dtype), copy=False))
 
     def converted(g):
         return (backward(g.astype(out.dtype, copy=False)).astype(dtype, copy=False),)
