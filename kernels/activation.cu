@@ -5,6 +5,15 @@
 // one product, which is less than a second exponential in the time of a pass over memory.
 #include "common.cuh"
 
+// y = x + row for every row of x (rows, n): a bias. y may be x.
+__global__ void add_row(const real *x, const real *row, real *y, int64 rows, int64 n) {
+    for (int64 i = blockIdx.x; i < rows; i += gridDim.x) {
+        const real *a = x + i * n;
+        real *out = y + i * n;
+        block_each(n, [&](int64 j) { out[j] = real(acc(a[j]) + acc(row[j])); });
+    }
+}
+
 // y = max(x, 0). NaN passes: it is not below 0.
 __global__ void relu_forward(const real *x, real *y, int64 n) {
     for_each(n, [&](int64 i) { y[i] = acc(x[i]) < acc(0) ? real(0) : x[i]; });

@@ -86,6 +86,11 @@ def _elementwise(inputs, function):
     return case
 
 
+def add_row(rng, rows, n):
+    x, row = rng.standard_normal((rows, n)), rng.standard_normal(n)
+    return x, row, Out(x + row), rows, n
+
+
 def reference_loss(x, target, scale):
     rows = np.arange(len(x))
     p = softmax(x)
@@ -148,7 +153,7 @@ def _reduce(function):
 
 CASES = {f.__name__: f for f in (
     softmax_forward, softmax_backward, log_softmax_forward, log_softmax_backward, cross_entropy,
-    cross_entropy_gradient, embedding_backward, keep_mask, masked_scale)}
+    cross_entropy_gradient, embedding_backward, keep_mask, masked_scale, add_row)}
 CASES |= {"from_float": from_float, "to_float": from_float, "unscale": unscale}
 CASES |= {f"reduce_{name}": _reduce(f) for name, f in (
     ("sum", np.add), ("prod", np.multiply), ("max", np.maximum), ("min", np.minimum))}

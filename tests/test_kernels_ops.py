@@ -215,3 +215,24 @@ def test_dropout_gives_the_same_bits_with_and_without_kernels():
             ACTIVATIONS["dropout"], x.reshape(shape), np.ones(shape, np.float32)))
         for mine, theirs in zip(ours, reference):
             np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape, of", [((5, 7), 7), ((2, 3, 1), 1), ((4,), 4), ((0, 3), 3),
+                                       ((3, 0), 0), ((3, 4), 1)])
+def test_a_row_is_added_to_every_row(shape, of, layout):
+    rng = np.random.default_rng(of)
+    x, row = (rng.standard_normal(s).astype(np.float32) for s in (shape, (of,)))
+    (ours, gx, gb), (reference, *_) = both(lambda: _added(LAYOUTS[layout](x), row))
+    assert ours.dtype == reference.dtype and (ours == reference).all()
+    assert (gx == 1).all() and (gb == x.size // max(1, of)).all()
+    (ours, *_), (reference, *_) = both(lambda: _added(x, LAYOUTS[layout](row)))
+    assert (ours == reference).all()
+
+
+def _added(x, row):
+    """The sum and the gradients of both."""
+    a, b = Tensor(x, True), Tensor(row, True)
+    out = a + b
+    out.sum().backward()
+    return out.array, a.grad.array, b.grad.array

@@ -56,7 +56,7 @@ def by_kernel(kernel, a):
     out = np.empty_like(a)
     try:
         run(a, out, a.size)
-    except ValueError:  # it refuses what is not aligned: to ask takes longer than a small kernel
+    except (TypeError, ValueError):  # a scalar, not aligned: to ask takes longer than to run
         run(for_kernel(a), out, a.size)
     return out
 

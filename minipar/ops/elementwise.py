@@ -4,9 +4,12 @@ import numpy as np
 
 from ..device import as_array, beside
 from ..dtypes import FLOATING
-from ..tensor import record
+from ..execution import Kernel
+from ..tensor import Tensor, record
 from .base import NUMBERS, floating, method, operand, promote, quiet, unbroadcast, wanted
 from .precision import arithmetic, autocasts
+
+_ADD_ROW = Kernel("activation.cu", "add_row", rows="rows", width="n")
 
 
 def _broadcast(name, x, y, function):
@@ -20,10 +23,41 @@ def _broadcast(name, x, y, function):
                          f"cannot be broadcast together") from None
 
 
+def add_row(a, row, out=None):
+    """a + row (n,) for every row of a (..., n), NumPy's, of one type; in `out` if it is given. By
+    the kernel, where NumPy takes twice the time of a sum without broadcasting; None without one.
+    """
+    if not (a.__class__ is row.__class__ is np.ndarray and a.dtype == row.dtype
+            and a.shape[-1:] == row.shape and a.flags.c_contiguous and a.size):
+        return None
+    run = _ADD_ROW.build(a)
+    if run is None:
+        return None
+    out = np.empty_like(a) if out is None else out
+    try:
+        run(a, row, out, a.size // row.size, row.size)
+    except ValueError:  # it refuses what does not lie in order
+        return None
+    return out
+
+
 @method("add", "__add__", "__radd__")
-@arithmetic
 def add(x, y):
     """x + y."""
+    out = None
+    if isinstance(y, Tensor) and y.array.ndim == 1 and isinstance(x, Tensor):
+        out = add_row(x.array, y.array)
+    if out is None:
+        return _add(x, y)
+    want = wanted(y)
+
+    def backward(g):
+        return g, unbroadcast(g, want) if want else None
+    return record(out, (x, y), backward)
+
+
+@arithmetic
+def _add(x, y):
     a, x = operand(x)
     b, y = operand(y)
     want_x, want_y = wanted(x), wanted(y)

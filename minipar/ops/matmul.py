@@ -8,6 +8,7 @@ from ..device import as_array, one_device
 from ..sinks import Deferred
 from ..tensor import Tensor, record
 from .base import Like, method, unbroadcast
+from .elementwise import add_row
 from .precision import arithmetic, autocasts
 from .softmax import ones
 
@@ -133,7 +134,7 @@ def linear(x, weight, bias=None):
     # One large GEMM, where a batched matmul makes many small.
     rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
     out = np.matmul(rows, w.T)
-    if bias is not None:
+    if bias is not None and add_row(out, bias.array, out) is None:
         out += bias.array
     need_x, need_w = x.requires_grad, weight.requires_grad
     shape, count, like_w = a.shape, len(rows), Like(w.shape, w.dtype, w.device)
