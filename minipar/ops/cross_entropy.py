@@ -11,7 +11,7 @@ from ..device import as_array, one_device
 from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
-from .base import Like, for_kernel, quiet
+from .base import Like, for_kernel
 from .precision import arithmetic, autocasts
 from .shape import reshape
 from .softmax import log_softmax, ones, row_dots, row_max
@@ -69,7 +69,6 @@ def cross_entropy_sum_count(input, target, *, ignore_index=-100):
     return _cross_entropy(input, target, ignore_index, "sum")
 
 
-@quiet
 def _cross_entropy(input, target, ignore_index, reduction):
     """(loss, number of targets that are not ignored)."""
     check_reduction("cross_entropy", reduction)

@@ -6,7 +6,7 @@ from ..device import aligned, one_device
 from ..execution import Kernel
 from ..sinks import Deferred
 from ..tensor import record
-from .base import Like, for_kernel
+from .base import for_kernel, wanted
 
 _BACKWARD = Kernel("embedding.cu", "embedding_backward", rows="rows", width="width")
 
@@ -31,14 +31,14 @@ def embedding(input, weight, padding_idx=None):
     if table.ndim != 2:
         raise ValueError(f"embedding: weight {table.shape}: expected (rows, features)")
     one_device("embedding", index, table)
-    places = index.astype(np.int64, copy=False)
+    places = index if index.dtype == np.int64 else index.astype(np.int64)
     # As unsigned numbers negative indices are large: one comparison in the usual case.
     if index.size and places.view(np.uint64).max() >= len(table):
         wrong = index.min() if index.min() < 0 else index.max()
         raise IndexError(f"index {wrong} is not in a table of {len(table)} rows")
     if padding_idx is not None:
         padding_idx = padding_row(padding_idx, len(table))
-    like = Like(table.shape, table.dtype, table.device)
+    like = wanted(weight)
 
     def backward(g):
         def add(out):

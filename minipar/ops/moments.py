@@ -179,7 +179,7 @@ def channel_gradients(both, numbers, n):
 
     both: of `products`; numbers: of `channel_numbers`; n: elements that a channel has.
     """
-    _, scale, slope = numbers
+    scale, slope = numbers[1], numbers[2]
     both = both.reshape(2, -1, scale.size)
     if run := _KERNELS["channel_gradients"].build(both) if both.size else None:
         out = np.empty((4, scale.size), scale.dtype, like=scale)
