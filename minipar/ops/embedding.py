@@ -31,7 +31,7 @@ def embedding(input, weight, padding_idx=None):
     if table.ndim != 2:
         raise ValueError(f"embedding: weight {table.shape}: expected (rows, features)")
     one_device("embedding", index, table)
-    places = index if index.dtype == np.int64 else index.astype(np.int64)
+    places = index.astype(np.int64, copy=False)
     # As unsigned numbers negative indices are large: one comparison in the usual case.
     if index.size and places.view(np.uint64).max() >= len(table):
         wrong = index.min() if index.min() < 0 else index.max()

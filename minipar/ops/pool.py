@@ -53,8 +53,9 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, *, ceil_mode=False):
     wo = output_size("max_pool2d", w, kw, sw, pw, pw, ceil_mode)
     windows = (ho, wo), kernel, (sh, sw), (ph, pw)
     images = Images(x, *windows)
-    # Of (N, C, H, W), NumPy's slices are faster where nobody goes back. (16-bit sums are rounded.)
-    by_plane = (images.planes and x.itemsize > 2 and input.requires_grad
+    # Of (N, C, H, W), NumPy's slices are faster where nobody goes back, or windows do not overlap.
+    # (Overlapping 16-bit gradients would be rounded at each addition.)
+    by_plane = (images.planes and x.itemsize > 2 and (sh < kh or sw < kw) and input.requires_grad
                 and current().grad_enabled)
     forward, back = (kernel.build(x) for kernel in (_BY_PLANE if by_plane else _KERNELS).values())
     if not (forward and (images.fit or by_plane)):
