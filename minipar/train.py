@@ -236,11 +236,13 @@ class Job:
         parameters = self.trainer.parameters()
         digest = params_sha256(parameters) if parameters else None
         digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
+        memory = self.trainer.memory()
+        held = comm.all_gather(np.array([sum(memory.values())])).reshape(-1).tolist()
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
                    dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, sync=str(o.method),
                    servers=o.method.servers or None, exact=o.exact, algorithms=comm.chosen,
-                   memory=self.trainer.memory(), bytes_sent=sent)
+                   memory=memory, memory_of_ranks=held, bytes_sent=sent)
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")
