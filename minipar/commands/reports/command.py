@@ -87,11 +87,12 @@ def _report(o, name, report, folder):
     else:
         shown = [{k: v for k, v in row.items() if k != "curve"} for row in rows]
         print("\n".join([table.text(shown, report.COLUMNS), *report.words(o, rows)]))
+    ran = any("error" not in row for row in rows)
     if o.output is not None:
         table.write(folder, name, rows, report.COLUMNS, report=name, job=o.job)
-        if find_spec("matplotlib") is None:
+        if find_spec("matplotlib") is None and ran:
             print("minipar: no pictures: they need matplotlib: pip install 'minipar[viz]'",
                   file=sys.stderr)
-        else:
+        elif ran:
             report.draw(rows, folder, o.pictures)
-    return 1 if all(row.get("error") for row in rows) else 0
+    return 0 if ran else 1

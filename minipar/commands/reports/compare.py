@@ -14,9 +14,9 @@ from .table import amount
 ABOUT = "ways to share gradients on one task: loss against samples, bytes and seconds"
 EPILOG = ("loss and accuracy: of the test set, at the end. sent: bytes that a rank sends in a "
           "step, on average over ranks (servers too) and steps, evaluations apart. seconds: of "
-          "the steps of rank 0. memory: parameters, gradients and the optimizer's state of "
-          "the rank that holds most. staleness: updates that others made since a gradient's parameters "
-          "were read, on average over the steps of rank 0.")
+          "the steps of rank 0. memory: parameters, gradients and the optimizer's state of the "
+          "rank that holds most. staleness: updates that others made since a gradient's "
+          "parameters were read, on average over the steps of rank 0.")
 OWN = ("--sync", "--servers", "--compress", "--codec")
 COLUMNS = (("method", "method", ""), ("loss", "test loss", ".4f"), ("accuracy", "accuracy", ".2%"),
            ("bytes_per_step", "sent", lambda n: f"{n:,.0f} B"), ("seconds", "seconds", ".2f"),

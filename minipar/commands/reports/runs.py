@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -77,16 +78,30 @@ def train(options, ranks, launcher, path):
     """Run the main job on so many ranks, its metrics going to `path`; returns a Run."""
     command = [sys.executable, "-m", "minipar.train", *options, "--ranks", str(ranks),
                "--launcher", launcher, "--metrics", str(path), "--quiet"]
-    done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        return Run(error=_reason(done))
-    return read(path)
+    status, said = _run(command)
+    return Run(error=_reason(status, said)) if status else read(path)
 
 
-def _reason(done):
+def _run(command):
+    """(exit status, what it wrote on stderr). A report that is told to end ends the job, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        with subprocess.Popen(command, env={**os.environ, **ONE_THREAD}, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                              text=True) as process:
+            try:
+                said = process.communicate()[1]
+            except KeyboardInterrupt:
+                process.terminate()  # which a launcher passes on to its ranks
+                raise
+        return process.returncode, said
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _reason(status, said):
     """Why a job failed: the line in which it says so, else its last one."""
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in said.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("minipar: error: ")]
-    line = (told or lines or [f"exit status {done.returncode}"])[-1]
+    line = (told or lines or [f"exit status {status}"])[-1]
     return line.removeprefix("minipar: error: ")

@@ -13,9 +13,9 @@ from .table import amount
 
 ABOUT = "every layout dp x pp x tp of so many ranks, and which one to take on this machine"
 EPILOG = ("Short runs: samples/s is the median over the steps after the first tenth. waiting: the "
-          "part of a step in which rank 0 waited for messages. memory: parameters, "
-          "gradients and the optimizer's state of the rank that holds most. Of pipelines: bubble, the part of a "
-          "step in which a rank has nothing to compute, measured with sleeps in place of "
+          "part of a step in which rank 0 waited for messages. memory: parameters, gradients "
+          "and the optimizer's state of the rank that holds most. Of pipelines: bubble, the part "
+          "of a step in which a rank has nothing to compute, measured with sleeps in place of "
           "arithmetic (F = B = W), so that it does not depend on the cores, and as simulated; "
           "kept, the most micro-batches of activations on a rank.")
 OWN = ("--dp", "--pp", "--tp", "--schedule", "--sync", "--servers", "--compress")
