@@ -217,10 +217,11 @@ class Job:
 
     def _evaluate(self, step):
         """(loss, accuracy, bytes that all ranks have sent to train so far, None if unknown)."""
+        self.trainer.settle()
         before = self.comm.bytes_sent
         loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64))
         sent = np.array(before - self.aside, np.float64)
-        self.comm.all_reduce(sent)  # not before: until they evaluate, ranks may answer others
+        self.comm.all_reduce(sent)
         sent = None if np.isnan(sent) else int(sent)
         self.report.write("eval", step=step, loss=loss, accuracy=accuracy, bytes_sent=sent)
         self.aside += self.comm.bytes_sent - before  # evaluation is no training

@@ -110,3 +110,14 @@ def test_bytes_of_evaluations_are_not_those_of_training(tmp_path):
                                                                        ends[1]["bytes_sent"]]
     assert len(ends[1]["memory_of_ranks"]) == 2
     assert ends[1]["memory_of_ranks"][0] == sum(ends[1]["memory"].values())
+
+
+def test_an_asynchronous_exchange_is_of_training_though_it_ends_in_an_evaluation(tmp_path):
+    path = tmp_path / "m.jsonl"
+    assert job.main(["--steps", "6", "--hidden", "16", "--quiet", "--ranks", "2", "--launcher",
+                     "threads", "--sync", "adpsgd:ring", "--eval-every", "2", "--metrics",
+                     str(path)]) == 0
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    parameters = 4 * (64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10)
+    for event in (e for e in lines if e["event"] == "eval"):  # one there and one back in a step
+        assert 0 <= event["bytes_sent"] - 2 * parameters * event["step"] <= 200 * event["step"]
