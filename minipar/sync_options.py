@@ -96,7 +96,7 @@ def check_gradient_stats(o):
         return
     other = [f"--{name} {value}" for name, value, usual in (
         ("pp", o.pp, 1), ("tp", o.tp, 1), ("sync", o.sync, "ddp"), ("compress", o.compress, None),
-        ("device", o.device, "cpu")) if value != usual]
+        ("exact", o.exact, None), ("device", o.device, "cpu")) if value != usual]
     if o.amp == "float16":
         other.append("--amp float16, which scales them")
     if other:

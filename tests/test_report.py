@@ -69,7 +69,7 @@ def test_a_method_is_told_by_its_bytes_a_step_and_its_fullest_rank(tmp_path):
 
 
 class Options:
-    compress = codec = None
+    compress = codec = exact = None
     dtype = "float32"
 
 

@@ -138,9 +138,10 @@ def _amount(value, _=None):
 
 
 def _few_ticks(axis, values):
-    """Major ticks at 1, 2 and 5 times powers of ten, so that a short logarithmic axis has some."""
+    """Ticks of a logarithmic axis: powers of ten; 2 and 5 times them, too, if it is short."""
     low, high = min(values, default=1) / 1.5, max(values, default=1) * 1.5
-    ticks = [m * 10.0 ** e for e in range(-9, 16) for m in (1, 2, 5)]
+    multiples = (1, 2, 5) if high < 100 * low else (1,)
+    ticks = [m * 10.0 ** e for e in range(-9, 16) for m in multiples]
     axis.set(major_locator=FixedLocator([t for t in ticks if low < t < high]),
              minor_locator=NullLocator())
 

@@ -88,8 +88,8 @@ def _weaker(o, n):
 
 
 def _has_gradients(job):
-    return job.sync == "ddp" and not job.compress and job.device == "cpu" and (
-        job.amp != "float16")
+    return job.sync == "ddp" and job.device == "cpu" and job.amp != "float16" and not (
+        job.compress or job.exact)
 
 
 def _of(run):
@@ -115,7 +115,7 @@ def compare(rows, cores, job, launcher):
             continue
         row["speedup"] = row["samples_per_s"] / alone["samples_per_s"]
         row["efficiency"] = row["speedup"] / n
-        if row["algorithm"] is None or job.compress or job.codec:
+        if row["algorithm"] is None or job.compress or job.codec or job.exact:
             continue
         took = possible.communication(row["algorithm"], row["gradient_bytes"], n, job.dtype,
                                       launcher) if n > 1 else 0.0
