@@ -89,7 +89,8 @@ def test_the_job_tells_them_in_every_step_and_the_norm_without_clipping(tmp_path
 
 @pytest.mark.parametrize("more, words", [
     (["--ranks", "2", "--pp", "2"], "not with --pp 2"), (["--sync", "zero1"], "--sync zero1"),
-    (["--compress", "int8"], "--compress int8"), (["--exact"], "--exact 16"), (["--amp", "float16"], "--amp float16"),
+    (["--compress", "int8"], "--compress int8"), (["--exact"], "--exact 16"),
+    (["--amp", "float16"], "--amp float16"),
     (["--device", "cuda"], "--device cuda")])
 def test_elsewhere_they_are_refused(more, words, capsys):
     assert job.main(["--gradient-stats", *more]) == 2
