@@ -9,7 +9,7 @@ from .comm.topology import rank_on_host
 from .device import CPU, gpu_count, resolve
 from .models import CNN, GPT, MLP, GPTConfig, resnet18, resnet50
 from .options import UsageError
-from .parallel import (Exact, Pipelined, PipelinedZero, Replicated, SyncBatchNorm, Zero,
+from .parallel import (Exact, Measured, Pipelined, PipelinedZero, Replicated, SyncBatchNorm, Zero,
                        shard_model, vocab_parallel_cross_entropy)
 from .parallel.hooks import compression
 from .parallel.measure import block_seconds
@@ -117,6 +117,9 @@ def _trainer(o, model, loss, comm, data):
         shared = o.sync == "shared"
         return Zero(model, optimizer, loss, comm, o.mesh, 1 if shared else int(o.sync[-1]),
                     microbatches=o.microbatches, algorithm=o.program, shared=shared, **precision)
+    if o.gradient_stats:
+        return Measured(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
+                        algorithm=o.program, **precision)
     if o.mesh.pp * o.mesh.tp == 1:
         return Replicated(model, optimizer, loss, comm, o.mesh, microbatches=o.microbatches,
                           algorithm=o.program, hook=o.compress and compression(o.compress),

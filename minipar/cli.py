@@ -17,6 +17,8 @@ COMMANDS = {
              "or PNG, as a page"),
     "explain": ("commands.explain", "which algorithm serves, why, and what each one costs"),
     "tune": ("commands.tune", "measure this machine: a selection table, or the model's prices"),
+    "report": ("commands.reports.command", "run the main job several times: scaling, methods, "
+               "layouts"),
     "doctor": ("doctor", "what this machine has, and what is missing"),
     "version": ("cli", "print the version"),
 }

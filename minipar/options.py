@@ -18,8 +18,8 @@ from .parallel.mesh import Mesh
 from .parallel.schedule import SCHEDULES
 from .pipeline_options import add_pipeline_options, check_pipeline_options
 from .speed_options import add_speed_options, check_speeds
-from .sync_options import (add_sync_options, check_compress, check_exact, check_method,
-                           check_sharding)
+from .sync_options import (add_sync_options, check_compress, check_exact, check_gradient_stats,
+                           check_method, check_sharding)
 
 MODELS = ("mlp", "cnn", "resnet18", "resnet50", "gpt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -268,6 +268,7 @@ def parse(argv, world_size):
         check_compress(o)
         check_exact(o, world_size)
         check_speeds(o, world_size)
+        check_gradient_stats(o)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if o.codec:

@@ -14,6 +14,8 @@ def add_sync_options(add, count):
     add("--compress", metavar="NAME[:ARG]", help="exchange compressed gradients: "
         + ", ".join(COMPRESSIONS) + "; topk:0.01 is the part that is sent, powersgd:4 the rank. "
         "What is lost is owed to the next step, but for fp16 and bf16, which round")
+    add("--gradient-stats", action="store_true", help="--metrics also gets the gradient's norm, "
+        "the variance of the ranks' gradients, and their mean cosine with what all apply")
     add("--sync", default="ddp", metavar="METHOD", help="what replicas keep and exchange: ddp "
         "all-reduces gradients (default); zero1, zero2, zero3 keep a slice each of the optimizer's "
         "state, of gradients too, of parameters too; shared: as zero1, and the ranks of one "
@@ -86,6 +88,20 @@ def check_compress(o):
     if state is not None and o.amp == "float16":
         raise ValueError(f"--compress {o.compress} owes each step what the last one lost, and "
                          f"--amp float16 scales steps differently: --amp bfloat16 does not")
+
+
+def check_gradient_stats(o):
+    """They are of whole gradients, which are summed. Raises ValueError, in one line."""
+    if not o.gradient_stats:
+        return
+    other = [f"--{name} {value}" for name, value, usual in (
+        ("pp", o.pp, 1), ("tp", o.tp, 1), ("sync", o.sync, "ddp"), ("compress", o.compress, None),
+        ("exact", o.exact, None), ("device", o.device, "cpu")) if value != usual]
+    if o.amp == "float16":
+        other.append("--amp float16, which scales them")
+    if other:
+        raise ValueError(f"--gradient-stats is of gradients that replicas of a model sum on the "
+                         f"CPU: not with {other[0]}")
 
 
 def check_sharding(o):

@@ -172,7 +172,7 @@ class Job:
 
     def _take_steps(self):
         """Take the steps; whether all were taken."""
-        o, step, sent = self.o, self.first_step, self.comm.bytes_sent
+        o, step, self.aside = self.o, self.first_step, self.comm.bytes_sent
         while step < self.total:
             epoch, done = divmod(step, len(self.sampler))
             shards = self.sampler.shards(epoch, done)
@@ -190,7 +190,6 @@ class Job:
                     self._evaluate(step)
                 if step == self.total:
                     break
-        self.sent = self.comm.bytes_sent - sent
         return True
 
     def _step(self, shard, batch, step, epoch):
@@ -211,33 +210,40 @@ class Job:
         self.report.write("step", step=step + 1, epoch=epoch, loss=loss, lr=rate,
                           samples_per_s=speed, compute_s=seconds - waited, comm_s=waited,
                           overlap=self.trainer.overlap, staleness=self.trainer.staleness,
-                          grad_norm=self.trainer.optimizer.grad_norm, shares=shard.shares,
-                          **facts)
+                          shares=shard.shares,
+                          **{"grad_norm": self.trainer.optimizer.grad_norm, **facts})
         self.report.step(step + 1, epoch, loss, speed)
         return stop
 
     def _evaluate(self, step):
+        """(loss, accuracy, bytes that all ranks have sent to train so far, None if unknown)."""
+        self.trainer.settle()
+        before = self.comm.bytes_sent
         loss, accuracy = evaluate(self.trainer, self.data.test, max(self.o.batch_size, 64))
-        self.report.write("eval", step=step, loss=loss, accuracy=accuracy)
-        return loss, accuracy
+        sent = np.array(before - self.aside, np.float64)
+        self.comm.all_reduce(sent)
+        sent = None if np.isnan(sent) else int(sent)
+        self.report.write("eval", step=step, loss=loss, accuracy=accuracy, bytes_sent=sent)
+        self.aside += self.comm.bytes_sent - before  # evaluation is no training
+        return loss, accuracy, sent
 
     def _finish(self):
         o, comm, report = self.o, self.comm, self.report
         if o.virtual_compute:
             return self._finish_virtual()
-        loss, accuracy = self._evaluate(self.total)
+        loss, accuracy, sent = self._evaluate(self.total)
         if o.sample:
             self._write_sample()
-        sent = np.array(self.sent, np.float64)
-        comm.all_reduce(sent)
         parameters = self.trainer.parameters()
         digest = params_sha256(parameters) if parameters else None
         digest = digest if self.trainer.everywhere else comm.broadcast_object(digest)
+        memory = self.trainer.memory()
+        held = comm.all_gather(np.array([sum(memory.values())])).reshape(-1).tolist()
         end = dict(steps=self.total, loss=loss, test_accuracy=accuracy, params_sha256=digest,
                    wall_s=time.perf_counter() - self.begin, world_size=comm.size,
                    dp=o.mesh.dp, pp=o.mesh.pp, tp=o.mesh.tp, sync=str(o.method),
                    servers=o.method.servers or None, exact=o.exact, algorithms=comm.chosen,
-                   memory=self.trainer.memory(), bytes_sent=None if np.isnan(sent) else int(sent))
+                   memory=memory, memory_of_ranks=held, bytes_sent=sent)
         report.write("end", **end)
         report.say(f"test accuracy {accuracy:.2%}, loss {loss:.4f}, {self.total} steps in "
                    f"{end['wall_s']:.1f} s")

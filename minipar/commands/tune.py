@@ -229,13 +229,13 @@ def _fit(o, comm, kinds, sizes, dtype, output, say):
 def best_fit(samples, size, cores=None):
     """The Machine that predicts the samples best, of those whose ranks share this machine's cores
     and those whose ranks take turns (threads of one interpreter)."""
-    cores = cores or _cores()
+    cores = cores or usable_cores()
     start = nearest_machine(size)[0]
     made = [fit(samples, start, n, LIMITS) for n in sorted({1, cores}, reverse=True)]
     return min(made, key=lambda machine: np.median(errors(samples, machine)))
 
 
-def _cores():
+def usable_cores():
     """How many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))

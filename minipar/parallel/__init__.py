@@ -4,6 +4,7 @@ from . import schedules, sync  # noqa: F401  (the former registers them)
 from .ddp import DistributedDataParallel
 from .exact import Exact
 from .experts import MixtureOfExperts
+from .measured import Measured
 from .mesh import Mesh
 from .pipelined import Pipelined
 from .pipelined_zero import PipelinedZero
@@ -16,7 +17,8 @@ from .vocabulary import (VocabParallelEmbedding, VocabParallelHead,
                          vocab_parallel_cross_entropy)
 from .zero import Zero
 
-__all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Exact", "Mesh",
-           "MixtureOfExperts", "Pipelined", "PipelinedZero", "Replicated", "RowParallelLinear",
-           "SyncBatchNorm", "Trainer", "VocabParallelEmbedding", "VocabParallelHead", "Zero",
-           "ring_attention", "shard_model", "vocab_parallel_cross_entropy"]
+__all__ = ["ColumnParallelLinear", "DistributedDataParallel", "Diverged", "Exact", "Measured",
+           "Mesh", "MixtureOfExperts", "Pipelined", "PipelinedZero", "Replicated",
+           "RowParallelLinear", "SyncBatchNorm", "Trainer", "VocabParallelEmbedding",
+           "VocabParallelHead", "Zero", "ring_attention", "shard_model",
+           "vocab_parallel_cross_entropy"]

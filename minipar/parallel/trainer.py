@@ -131,6 +131,9 @@ class Trainer:
         finally:
             self.module.train()
 
+    def settle(self):
+        """Before an evaluation: send what other ranks still wait for. Collective."""
+
     def finish(self):
         """After the last step: complete what is in flight. Collective."""
 

@@ -128,6 +128,9 @@ class AsyncGossip(Alone):
             line.met = False
         self.changed()
 
+    def settle(self):
+        self.finish()  # what passive ranks answer belongs to the steps, not to the evaluation
+
     def averaged(self):
         self.finish()
         return super().averaged()
