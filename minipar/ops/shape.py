@@ -25,7 +25,6 @@ def _fit(name, old, new):
     if any(n < -1 for n in new) or new.count(-1) > 1:
         raise ValueError(f"{name}: {tuple(new)} is no shape: sizes are 0 or more, and one of them "
                          f"may be -1")
-    text = f"{tuple(new)} = {' x '.join(str(n) for n in new if n != -1)}"
     if -1 in new:
         if not known:
             raise ValueError(f"{name}: -1 in {tuple(new)} may be any size: the others make 0")
