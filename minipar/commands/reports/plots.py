@@ -49,7 +49,7 @@ def scaling(rows, path):
                       [row["possible"] / row["ranks"] ** power for row in told],
                       "--", color=COLOURS[i], label=f"{kind}, possible")
         told = [row for row in mine if row.get("overlap") is not None]
-        axes[3].plot([row["ranks"] for row in told], [row["overlap"] for row in told], ":",
+        axes[3].plot([row["ranks"] for row in told], [row["overlap"] for row in told], ".:",
                      color=COLOURS[i], label=f"{kind}, of the reductions overlapped")
     counts = sorted({row["ranks"] for row in rows})
     axes[1].plot(counts, counts, color="#8a8f98", lw=1, zorder=0, label="ideal")
