@@ -55,7 +55,7 @@ def scaling(rows, path):
     axes[1].plot(counts, counts, color="#8a8f98", lw=1, zorder=0, label="ideal")
     for axis, title in zip(axes, ("samples / s", "speed-up", "efficiency: speed-up / ranks",
                                   "communication: part of a step")):
-        axis.set(title=title, xlabel="ranks", ylim=(0, None))
+        axis.set(title=title, xlabel="ranks", ylim=(0, 1.04 * axis.get_ylim()[1]))
         axis.xaxis.set(major_locator=FixedLocator(counts), minor_locator=NullLocator())
         axis.legend(frameon=False, fontsize=8)
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
