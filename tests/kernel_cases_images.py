@@ -76,6 +76,27 @@ def join_sums(rng, rows, n):
     return sums, Out(sums.sum(0)), rows, n
 
 
+def channel_numbers(rng, rows, n):
+    mean, weight = rng.standard_normal((2, n))
+    variance = np.abs(rng.standard_normal(n))
+    scale = 1 / np.sqrt(variance + 0.1)
+    return mean, variance, weight, Out(np.stack([mean, scale, scale * weight])), n, 0.1
+
+
+def follow(rng, rows, n):
+    mean, running_mean = rng.standard_normal((2, n))
+    variance, running_variance = np.abs(rng.standard_normal((2, n)))
+    return (mean, variance, Out(0.75 * running_mean + 0.25 * mean, running_mean),
+            Out(0.75 * running_variance + 0.25 * 1.5 * variance, running_variance), n, 0.25, 1.5)
+
+
+def channel_gradients(rng, rows, n):
+    sums, numbers = rng.standard_normal((2, rows, n)), rng.standard_normal((3, n))
+    (total, along), (_, scale, slope) = sums.sum(1), numbers
+    expected = [along * scale, total, along * scale**2 * slope / 9, total * slope / 9]
+    return sums, numbers, Out(np.stack(expected)), rows, n, 9.0
+
+
 def _matrices(rng, rows, columns):
     """(g, x) (3 rows, 5, columns) and numbers (rows, 1, columns), for a period of rows."""
     g, x = rng.standard_normal((2, 3 * rows, 5, columns))
@@ -218,8 +239,8 @@ def depthwise_weight_gradient(rng, rows, n):
 
 CASES = {f.__name__: f for f in (
     layer_norm_forward, layer_norm_backward, rms_norm_forward, rms_norm_backward, add_parts,
-    run_moments, column_moments, join_moments, join_sums, max_pool_forward, max_pool_backward,
-    max_pool_rows, max_pool_planes, average_pool_forward, average_pool_backward,
+    run_moments, column_moments, join_moments, join_sums, channel_numbers, follow,
+    channel_gradients, max_pool_forward, max_pool_backward, max_pool_rows, max_pool_planes, average_pool_forward, average_pool_backward,
     depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient)}
 for _name, _step in (("normalise", _normalise), ("products", _products), ("gradient", _gradient)):
     CASES[f"run_{_name}"], CASES[f"column_{_name}"] = _of_matrices(_step)
