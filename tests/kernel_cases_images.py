@@ -240,7 +240,8 @@ def depthwise_weight_gradient(rng, rows, n):
 CASES = {f.__name__: f for f in (
     layer_norm_forward, layer_norm_backward, rms_norm_forward, rms_norm_backward, add_parts,
     run_moments, column_moments, join_moments, join_sums, channel_numbers, follow,
-    channel_gradients, max_pool_forward, max_pool_backward, max_pool_rows, max_pool_planes, average_pool_forward, average_pool_backward,
-    depthwise_forward, depthwise_input_gradient, depthwise_weight_gradient)}
+    channel_gradients, max_pool_forward, max_pool_backward, max_pool_rows, max_pool_planes,
+    average_pool_forward, average_pool_backward, depthwise_forward, depthwise_input_gradient,
+    depthwise_weight_gradient)}
 for _name, _step in (("normalise", _normalise), ("products", _products), ("gradient", _gradient)):
     CASES[f"run_{_name}"], CASES[f"column_{_name}"] = _of_matrices(_step)
