@@ -14,7 +14,7 @@ setup(
     package_dir={"minipar.kernels": "kernels"},
     package_data={"minipar.kernels": ["*.cu", "*.cuh"], "minipar.data": ["embedded/*"],
                   "minipar": ["native/*.h", "native/*.cpp"], "minipar.draw": ["page.html"],
-                  "minipar.comm": ["*.json"]},
+                  "minipar.comm.cost": ["*.json"], "minipar.comm.select": ["*.json"]},
     install_requires=[
         "numpy>=2.0",
         "mpi4py>=4.0",       # imported only under an MPI launcher

@@ -112,7 +112,7 @@ def memory(comm, o):
 
 def predicted(comm, o):
     from minipar.comm.cost import predict
-    from minipar.comm.machine import read_machine
+    from minipar.comm.cost.machine import read_machine
     from minipar.comm.program import ALGORITHMS
     machine = read_machine(o.machine)[0]
     found = []

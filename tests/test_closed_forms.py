@@ -5,7 +5,7 @@ from math import isqrt
 import pytest
 
 from minipar.comm import Topology
-from minipar.comm.closed_forms import FORMS, LEGEND
+from minipar.comm.cost.closed_forms import FORMS, LEGEND
 from minipar.comm.cost import cost
 from minipar.comm.program import ALGORITHMS
 

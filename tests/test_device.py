@@ -14,7 +14,8 @@ import pytest
 
 import minipar as mp
 from minipar import cuda, nn, optim
-from minipar.comm import run_threads, staging, world
+from minipar.comm import run_threads, world
+from minipar.comm.gpu import staging
 from minipar.context import set_kernels
 from minipar.data.prefetch import on_device
 from minipar.device import import_cupy, resolve

@@ -15,7 +15,7 @@ from minipar.amp import GradScaler, autocast
 from minipar.comm import compressed, run_threads, world
 from minipar.comm.codecs import float16
 from minipar.comm.program import ALGORITHMS
-from minipar.comm.staging import StagedPlan
+from minipar.comm.gpu.staging import StagedPlan
 from minipar.context import current, set_kernels
 from minipar.nn import functional as F
 from minipar.parallel.experts import MixtureOfExperts

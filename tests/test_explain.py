@@ -7,7 +7,7 @@ from launch import mpirun
 
 from minipar.comm import Topology
 from minipar.comm.cost import cost, lower_bounds, predict
-from minipar.comm.machine import Machine, read_machine, write_machine
+from minipar.comm.cost.machine import Machine, read_machine, write_machine
 from minipar.comm.program import ALGORITHMS, KINDS
 from minipar.commands import explain, explain_text
 
@@ -188,6 +188,6 @@ def test_numbers_are_written_for_people():
 
 
 def test_the_machine_that_comes_with_minipar_is_one():
-    from minipar.comm.machine import SHIPPED
+    from minipar.comm.cost.machine import SHIPPED
     machine, content = read_machine(SHIPPED)
     assert machine.beta > 0 and content["about"]

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from minipar.comm import Topology, collective, copy, recv, recv_reduce, send
-from minipar.comm import machine as machines
+from minipar.comm.cost import machine as machines
 from minipar.comm.cost import predict
-from minipar.comm.fit import Sample, Tally, errors, fit, nonnegative_least_squares
-from minipar.comm.machine import Machine, from_json, nearest_machine, read_machine, write_machine
-from minipar.comm.probes import MESSAGES, ONE_SIDED, PROBE
+from minipar.comm.cost.fit import Sample, Tally, errors, fit, nonnegative_least_squares
+from minipar.comm.cost.machine import (Machine, from_json, nearest_machine, read_machine,
+                                       write_machine)
+from minipar.comm.cost.probes import MESSAGES, ONE_SIDED, PROBE
 from minipar.comm.program import ALGORITHMS
 
 KIB = 1024

@@ -10,7 +10,7 @@ from minipar import bench
 from minipar.comm import run_threads, world
 from minipar.comm.program import ALGORITHMS
 from minipar.comm.select import Table, select
-from minipar.comm.table_file import VARIABLE, entries_of, read_entries, shipped
+from minipar.comm.select.table_file import VARIABLE, entries_of, read_entries, shipped
 
 KIB = 1024
 
@@ -230,7 +230,7 @@ def test_an_entry_may_be_for_groups_with_so_many_ranks_on_a_node(tmp_path, monke
     path = write(tmp_path / "t", {"kind": "all_reduce", "node": 2, "algorithm": "naive"},
                  {"kind": "all_reduce", "node": 3, "algorithm": "torus_2d"})
     hosts = ["a", "a", "b", "a"]
-    monkeypatch.setattr("minipar.comm.choosing.host_names", lambda comm: hosts[:comm.size])
+    monkeypatch.setattr("minipar.comm.select.choosing.host_names", lambda comm: hosts[:comm.size])
 
     def job():
         world().read_table(path)

@@ -6,9 +6,9 @@ import json
 import pytest
 from launch import mpirun, python
 
-from minipar.comm.machine import PRICES, read_machine
+from minipar.comm.cost.machine import PRICES, read_machine
 from minipar.comm.select import Table
-from minipar.comm.table_file import read_entries
+from minipar.comm.select.table_file import read_entries
 from minipar.commands import tune
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import dtypes
 from ..comm import world
 from ..comm.cost import predict
-from ..comm.machine import read_machine
+from ..comm.cost.machine import read_machine
 from ..comm.program import ALGORITHMS
 from ..comm.reduction import OPS
 from ..options import UsageError

@@ -6,17 +6,17 @@ import math
 import numpy as np
 
 from ..device import assign, host, on_gpu
-from .choosing import Choosing
 from .collectives import Collectives, read, written
-from .device_plans import DevicePlans
 from .engine import Engine, chosen_progress
+from .gpu.nccl import NCCL
+from .gpu.plans import DevicePlans
+from .gpu.staging import Synchronised
 from .kinds import KINDS
 from .mpi_plan import LIBRARY, LibraryPlan
-from .nccl import NCCL
 from .plan import Plan
 from .program import CHANNELS
 from .reduction import OPS
-from .staging import Synchronised
+from .select.choosing import Choosing
 from .topology import Topology, hosts
 from .window import LINE, Arena, Fence, Window, mapped_segments, memory_key
 from .work import Single, Work

@@ -12,9 +12,9 @@ import numpy as np
 from .. import dtypes
 from ..bench import BUS, parse_size
 from ..comm import Topology
-from ..comm.closed_forms import FORMS
 from ..comm.cost import cost, lower_bounds, predict
-from ..comm.machine import SHIPPED, nearest_machine, read_machine
+from ..comm.cost.closed_forms import FORMS
+from ..comm.cost.machine import SHIPPED, nearest_machine, read_machine
 from ..comm.mpi_plan import LIBRARY
 from ..comm.program import ALGORITHMS
 from ..comm.verify import VerificationError, verify

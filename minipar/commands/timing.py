@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from ..bench import measure
-from ..comm import probes
-from ..comm.fit import Sample
+from ..comm.cost import probes
+from ..comm.cost.fit import Sample
 from ..comm.kinds import KINDS
 from ..comm.mpi_plan import LIBRARY
 from ..comm.program import ALGORITHMS

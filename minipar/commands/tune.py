@@ -14,9 +14,9 @@ import numpy as np
 
 from .. import dtypes
 from ..bench import BUS, parse_size, sizes_between
-from ..comm.fit import errors, fit
-from ..comm.machine import fitted_path, nearest_machine, write_machine
-from ..comm.table_file import entries_of
+from ..comm.cost.fit import errors, fit
+from ..comm.cost.machine import fitted_path, nearest_machine, write_machine
+from ..comm.select.table_file import entries_of
 from ..options import UsageError
 from . import ranks, timing
 

@@ -1,7 +1,7 @@
 """What all ranks' buffers hold, from step to step: a task graph executed on names of chunks.
 
-Exact and slow: `comm/fingerprints.py` proves programs for a thousand ranks, this here tells what
-has come where on a few, also of programs that are wrong.
+Exact and slow: `comm/verify/fingerprints.py` proves programs for a thousand ranks, this here tells
+what has come where on a few, also of programs that are wrong.
 """
 
 from collections import Counter

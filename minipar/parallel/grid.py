@@ -4,7 +4,7 @@ Every action takes one unit and begins when what it needs is done. Broken schedu
 too: where nothing can go on, the rank that has done least goes on regardless.
 """
 
-from ..comm.counterexample import near
+from ..comm.verify.counterexample import near
 
 NEAR_RANKS, NEAR_TIMES, WIDTH = 3, 6, 100  # how much of a large grid is shown around a mark
 

@@ -12,7 +12,8 @@ import pytest
 
 import minipar as mp
 from minipar import cuda, execution, optim, train
-from minipar.comm import launch, run_threads, staging, world
+from minipar.comm import launch, run_threads, world
+from minipar.comm.gpu import staging
 from minipar.context import current, set_kernels
 from minipar.data.prefetch import on_device
 from minipar.device import import_cupy, resolve

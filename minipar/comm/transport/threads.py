@@ -134,7 +134,7 @@ def run_threads(function, size, *args, eager_bytes=0, timeout=120.0):
     `timeout` seconds, if that is not None.
     """
     from ..communicator import Communicator
-    from ..table_file import own_source
+    from ..select.table_file import own_source
     from ..world import use_world
     world, settings, source = World(size, eager_bytes), context.current(), own_source()
     results, errors = [None] * size, []

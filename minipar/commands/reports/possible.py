@@ -3,7 +3,7 @@
 from ... import dtypes
 from ...comm import Topology
 from ...comm.cost import predict
-from ...comm.machine import nearest_machine
+from ...comm.cost.machine import nearest_machine
 from ...comm.program import ALGORITHMS
 
 

@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .graph import lower
+from ..graph import lower
 from .machine import Machine
 
 

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-from ..device import on_gpu
-from .device_window import DeviceFence, DeviceWindow
-from .mpi_plan import LIBRARY
+from ...device import on_gpu
+from ..mpi_plan import LIBRARY
+from ..window import Arena
 from .nccl import NCCL, NcclPlan, connect
 from .staging import stage
-from .window import Arena
+from .window import DeviceFence, DeviceWindow
 
 
 class DevicePlans:

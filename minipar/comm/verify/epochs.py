@@ -6,8 +6,8 @@ the memory count, its sends and receives included. Nothing is one-sided before t
 (the peer may not have begun) nor after the last (nothing says when it is complete).
 """
 
-from .graph import READS, WRITES
-from .program import ONE_SIDED
+from ..graph import READS, WRITES
+from ..program import ONE_SIDED
 
 
 def races(tasks):

@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 from math import isqrt
 
-from .algorithms.pipelined import ROUND
-from .algorithms.shared import BLOCK
-from .program import RANKS
+from ..algorithms.pipelined import ROUND
+from ..algorithms.shared import BLOCK
+from ..program import RANKS
 
 # What else occurs in the expressions: {name: what it is}; `_values` computes it.
 LEGEND = {

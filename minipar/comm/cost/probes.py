@@ -3,9 +3,9 @@
 They compute nothing of use, and belong to a kind of their own that promises nothing.
 """
 
-from .algorithms.direct import others
-from .kinds import Kind
-from .program import (collective, copy, fence, get, get_reduce, put, recv, recv_reduce, reduce,
+from ..algorithms.direct import others
+from ..kinds import Kind
+from ..program import (collective, copy, fence, get, get_reduce, put, recv, recv_reduce, reduce,
                       send)
 
 

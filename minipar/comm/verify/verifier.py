@@ -20,14 +20,14 @@ import itertools
 
 import numpy as np
 
+from ..codecs import broken_promise
+from ..graph import lower_traces
+from ..program import ProgramError
+from ..topology import Topology
 from . import counterexample
-from .codecs import broken_promise
 from .counterexample import VerificationError
 from .epochs import races
 from .fingerprints import Run
-from .graph import lower_traces
-from .program import ProgramError
-from .topology import Topology
 
 __all__ = ["VerificationError", "cases", "lengths", "verify", "verify_graph", "verify_traces"]
 

@@ -13,7 +13,7 @@ import ctypes
 
 import numpy as np
 
-from ..device import import_cupy, pinned
+from ...device import import_cupy, pinned
 
 SEGMENT = 4 * 2**20  # bytes; shorter copies do not use the bus well
 MOST = 8  # segments of a plan: each is a plan of its own

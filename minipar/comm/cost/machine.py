@@ -10,7 +10,7 @@ SHIPPED = Path(__file__).with_name("machine.json")
 
 @dataclass(frozen=True)
 class Machine:
-    """Prices in seconds; `cost.py` says how they add up.
+    """Prices in seconds; `model.py` says how they add up.
 
     The three of the papers:
     alpha: a message.   beta: a byte of it.   gamma: a byte reduced.
@@ -116,7 +116,7 @@ def write_machine(path, machine, **about):
 
 def fitted_path(launcher, ranks):
     """Where `minipar tune --fit` keeps what it has found for ranks that `launcher` started."""
-    from ..execution import cache_folder
+    from ...execution import cache_folder
     return cache_folder() / f"machine-{launcher}-{ranks}.json"
 
 

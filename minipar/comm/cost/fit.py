@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .cost import predict
 from .machine import PRICES, Machine
+from .model import predict
 
 FIXED = ("run", "round", "call", "fence")  # the same for small buffers and large ones
 

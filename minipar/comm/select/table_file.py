@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .mpi_plan import LIBRARY
-from .program import ALGORITHMS
+from ..mpi_plan import LIBRARY
+from ..program import ALGORITHMS
 
 SHIPPED = Path(__file__).with_name("algorithms.json")
 VARIABLE = "MINIPAR_ALGORITHMS"  # of the environment: the path of a user's file

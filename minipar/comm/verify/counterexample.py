@@ -1,7 +1,7 @@
 """Why a program is wrong, in words: what is not as promised, the operation that is to blame, its
 source line, and a picture of what the ranks around it do.
 
-`verify.py` finds that something is wrong, by fingerprints. Here the few elements in question are
+`verifier.py` finds that something is wrong, by fingerprints. Here the few elements in question are
 worked out again with exact values, which say what is missing, what is there twice and what does
 not belong, and where that came about (`history.py`, `blame.py`).
 """
@@ -11,9 +11,9 @@ from collections import Counter
 
 import numpy as np
 
+from ..program import ProgramError
 from .blame import blame
 from .history import History, expression
-from .program import ProgramError
 
 NEAR_RANKS, NEAR_ROUNDS, WIDTH = 3, 2, 22  # how much of a large picture is shown
 CIRCLE = 8  # and of a long circle of waits

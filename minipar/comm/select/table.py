@@ -6,10 +6,10 @@ The table is data: `algorithms.json`, and before its entries those of a file of 
 
 import difflib
 
-from . import algorithms  # noqa: F401  (registers them)
-from .mpi_plan import LIBRARY
-from .nccl import KINDS, NCCL
-from .program import ALGORITHMS, Program
+from .. import algorithms  # noqa: F401  (registers them)
+from ..gpu.nccl import KINDS, NCCL
+from ..mpi_plan import LIBRARY
+from ..program import ALGORITHMS, Program
 from .table_file import shipped
 
 

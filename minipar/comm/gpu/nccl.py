@@ -9,7 +9,7 @@ for the library, not yet on a machine with several GPUs.)
 import socket
 import time
 
-from ..device import import_cupy, import_nccl
+from ...device import import_cupy, import_nccl
 
 KINDS = ("all_reduce", "reduce", "broadcast")
 _TYPES = {"float16": "HALF", "float32": "FLOAT", "float64": "DOUBLE", "int32": "INT",

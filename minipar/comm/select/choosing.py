@@ -1,8 +1,8 @@
 """How a communicator chooses algorithms: by one table on all ranks; what served is remembered."""
 
-from .select import Table, select
+from ..topology import host_names
+from .table import Table, select
 from .table_file import agreed_source, entries_from
-from .topology import host_names
 
 
 class Choosing:

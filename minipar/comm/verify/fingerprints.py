@@ -16,9 +16,9 @@ from collections import namedtuple
 
 import numpy as np
 
+from ..kinds import ask
+from ..program import ONE_SIDED, Chunk
 from . import counterexample
-from .kinds import ask
-from .program import ONE_SIDED, Chunk
 
 # What moved once: `length` elements from cell `source` on to cell `target` on, for a task.
 Step = namedtuple("Step", "target source length reduces task")

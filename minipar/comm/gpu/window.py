@@ -10,8 +10,8 @@ import os
 
 import numpy as np
 
-from ..device import import_cupy
-from .window import Fence, Window
+from ...device import import_cupy
+from ..window import Fence, Window
 
 HANDLE = 64  # bytes of a cudaIpcMemHandle
 
