@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from wish import Wish
 
 import minipar as mp
 from minipar import nn, optim, options, train
@@ -19,18 +20,6 @@ from minipar.train import loss_and_count
 OWING = ["int8", "int4", "sign", "topk:0.1", "powersgd:1"]
 JOB = ["--steps", "9", "--batch-size", "40", "--hidden", "33", "--clip", "1", "--optimizer", "sgd",
        "--quiet"]
-
-
-class Wish(Interrupt):
-    """An interrupt that comes after some steps."""
-
-    def __init__(self, after):
-        self.left = after
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def run(n, *args, after=None):

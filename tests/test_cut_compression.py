@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-
 from cut_cases import alike, assert_alike, assert_close, copies, steps, trainer
-from minipar import options, optim, train
+from wish import Wish
+
+from minipar import options, train
 from minipar.comm import run_threads, world
 from minipar.interrupt import Interrupt
 from minipar.parallel import Mesh
@@ -107,23 +108,11 @@ def test_what_was_sent_in_two_layouts_and_is_owed_is_the_sum_of_all_gradients(
                                    atol=1e-12 * np.abs(value).max())
 
 
-class Wish(Interrupt):
-    """An interrupt that comes after two steps."""
-
-    def __init__(self):
-        self.left = 2
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
-
-
 def job(n, *args, after=None):
     o = options.parse(["--quiet", "--model", "gpt", "--steps", "5", "--batch-size", "8",
                        "--layers", "2", "--heads", "2", "--embedding", "20", "--block-size", "8",
                        "--clip", "1", *map(str, args)], n)
-    ends = run_threads(lambda: train.run(o, world(), Wish() if after else Interrupt()), n)
+    ends = run_threads(lambda: train.run(o, world(), Wish(2) if after else Interrupt()), n)
     return ends[0] and ends[0]["params_sha256"]
 
 

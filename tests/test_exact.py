@@ -5,9 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from launch import mpirun, python
+from wish import Wish
 
 import minipar as mp
-from launch import mpirun, python
 from minipar import nn, optim, options, train
 from minipar.comm import run_threads, world
 from minipar.data import GlobalBatchSampler
@@ -29,18 +30,6 @@ MODELS = {
     "gpt": GPT,
     "gpt, float64": [*GPT, "--dtype", "float64", "--optimizer", "adam"],
 }
-
-
-class Wish(Interrupt):
-    """An interrupt that comes after some steps."""
-
-    def __init__(self, after):
-        self.left = after
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 def job(n, *args, steps=4, after=None):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from launch import ROOT, SETTINGS, launcher, mpirun, python
+from wish import Wish
 
 from minipar import options, train
 from minipar.checkpoint import CheckpointFolder, save_file
@@ -22,18 +23,6 @@ SIZES = {"mlp": ["--model", "mlp", "--steps", "60", "--batch-size", "100", "--hi
          "gpt": ["--model", "gpt", "--steps", "12", "--batch-size", "8", "--layers", "1",
                  "--heads", "2", "--embedding", "16", "--block-size", "16", "--dropout", "0.2",
                  "--microbatches", "2"]}
-
-
-class Wish(Interrupt):
-    """An interrupt that comes at a given step."""
-
-    def __init__(self, after):
-        self.left = after
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture(autouse=True)

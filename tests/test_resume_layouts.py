@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from wish import Wish
 
 from minipar import options, train
 from minipar.comm import run_threads, world
@@ -18,18 +19,6 @@ PP3 = 3, ["--pp", "3", "--schedule", "gpipe"]
 CHUNKS = 2, ["--pp", "2", "--schedule", "zb-v"]
 DP2 = 2, ["--dp", "2"]
 BOTH = 4, ["--pp", "2", "--dp", "2", "--microbatches", "3", "--recompute"]
-
-
-class Wish(Interrupt):
-    """An interrupt that comes after some steps."""
-
-    def __init__(self, after):
-        self.left = after
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture(autouse=True)

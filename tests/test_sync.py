@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from wish import Wish
 
 import minipar as mp
 from minipar import nn, optim, options, train
@@ -17,18 +18,6 @@ from minipar.tensor import Tensor
 
 SGD = ["--optimizer", "sgd", "--lr", "0.05", "--lr-schedule", "constant"]
 PLAIN = [*SGD, "--momentum", "0", "--weight-decay", "0"]
-
-
-class Wish(Interrupt):
-    """An interrupt that comes at a given step."""
-
-    def __init__(self, after):
-        self.left = after
-
-    @property
-    def requested(self):
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture
