@@ -21,6 +21,7 @@ typedef __nv_bfloat16 bfloat16;
 #define HUGE __int_as_float(0x7f800000)
 #define VECTOR  // loops over the lanes of a CPU have one step here
 #define UNROLL _Pragma("unroll")
+#define PREFETCH(address)  // for what runs one thread at a time
 #endif
 
 typedef long long int64;

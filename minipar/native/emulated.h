@@ -19,6 +19,7 @@
 #define HUGE __builtin_inff()
 #define VECTOR
 #define UNROLL
+#define PREFETCH(address)
 #define __global__ __attribute__((noinline))
 #define __device__
 #define __host__

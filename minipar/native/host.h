@@ -9,6 +9,7 @@
 #define __launch_bounds__(...)
 #define VECTOR _Pragma("omp simd simdlen(16)")  // the loop after it: 16 steps side by side
 #define UNROLL _Pragma("GCC unroll 16")  // the loop after it: written out, up to 16 steps
+#define PREFETCH(address) __builtin_prefetch(address)
 #define HUGE __builtin_inff()
 #include "half.h"
 #undef __shared__

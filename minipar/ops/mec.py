@@ -16,12 +16,9 @@ from math import gcd
 
 import numpy as np
 
-from ..execution import Kernel
+from . import direct_conv
 from .base import for_kernel
 from .windows import inside
-
-_DEPTHWISE = {name: Kernel("conv.cu", f"depthwise_{name}", rows="lines", width="n")
-              for name in ("forward", "input_gradient", "weight_gradient")}
 
 
 class Geometry:
@@ -42,15 +39,6 @@ class Geometry:
         self.depthwise = self.c == self.o == 1 and dilation == (1, 1) and self.n >= 8
         self.spots = [inside(tap * self.dw, self.w, self.wo, self.sw, self.pw)
                       for tap in range(self.kw)]
-
-    def direct(self, name, like):
-        """The kernel of a depthwise convolution, for arrays like `like`, as a function of them and
-        of how many rows the output has; None if this is none, or there is no kernel.
-        """
-        run = _DEPTHWISE[name].build(like) if self.depthwise else None
-        sizes = (self.h, self.groups, self.w, self.n, self.ho, self.wo, self.kh, self.kw, self.sh,
-                 self.sw, self.ph, self.pw)
-        return run and (lambda *arrays, rows: run(*arrays, rows * self.groups, *sizes))
 
     def lower(self, rows):
         """(H, C, W, N) -> (groups, H, kw, c, Wo, N): for each tap of a row, the input it reads."""
@@ -95,10 +83,7 @@ class Geometry:
 def forward(rows, w, bias, geometry):
     """rows (H, C, W, N), w (O, C / groups, kh, kw), bias (O,) or None -> (Ho, O, Wo, N)."""
     s = geometry
-    if run := s.direct("forward", rows):
-        out = np.empty((s.ho, s.groups, s.wo, s.n), rows.dtype, like=rows)
-        bias = np.zeros(s.groups, rows.dtype, like=rows) if bias is None else for_kernel(bias)
-        run(rows, for_kernel(w), bias, out, rows=s.ho)
+    if (out := direct_conv.forward(rows, w, bias, s)) is not None:
         return out
     lowered = s.lower(rows)
     weights = w.reshape(s.groups, s.o, s.c, s.kh, s.kw).transpose(0, 1, 3, 4, 2)
@@ -121,10 +106,7 @@ def weight_gradient(g, rows, geometry, out):
     input need not be kept from the forward to here.
     """
     s = geometry
-    if run := s.direct("weight_gradient", g):
-        by_row = np.empty((s.ho, *out.shape), g.dtype, like=g)
-        run(g, rows, by_row, rows=s.ho)
-        by_row.sum(axis=0, out=out)
+    if direct_conv.weight_gradient(g, rows, s, out):
         return
     lowered, g = s.lower(rows), g.reshape(s.ho, s.groups, s.o, s.columns)
     total = np.zeros((s.groups, s.kh * s.kw * s.c, s.o), g.dtype, like=g)
@@ -144,9 +126,7 @@ def input_gradient(g, w, geometry):
     dilation, and their weights one slice of a phase, without a copy.
     """
     s = geometry
-    if run := s.direct("input_gradient", g):
-        gx = np.empty((s.h, s.groups, s.w, s.n), g.dtype, like=g)
-        run(g, for_kernel(w), gx, rows=s.h)
+    if (gx := direct_conv.input_gradient(g, w, s)) is not None:
         return gx
     reverse = w.reshape(s.groups, s.o, s.c, s.kh, s.kw)[:, :, :, ::-1].transpose(0, 4, 2, 3, 1)
     count = s.sh // gcd(s.sh, s.dh)

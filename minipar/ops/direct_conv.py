@@ -1,0 +1,132 @@
+"""Convolutions by kernels that read images where they lie: nothing is copied under the taps.
+
+Each function is its namesake of `mec.py`, and returns None where that has to do it: without
+kernels, on a GPU (whose products of large matrices are faster), with fewer samples than a vector
+has lanes, and for products of plain matrices (1 x 1).
+"""
+
+from functools import cache
+from math import gcd
+
+import numpy as np
+
+from ..device import aligned, on_gpu
+from ..execution import Kernel
+from .base import for_kernel
+from .windows import inside
+
+_TAPS = Kernel("conv.cu", "conv_taps", rows="lines", width="n")
+_WEIGHT = Kernel("conv.cu", "conv_weight_gradient", rows="lines", width="channels")
+_DEPTHWISE = {name: Kernel("depthwise.cu", f"depthwise_{name}", rows="lines", width="n")
+              for name in ("forward", "input_gradient", "weight_gradient")}
+LANES, ROWS, TAPS = 16, 8, 64  # conv.cu: the most of the first two, and how many it has room for
+
+
+@cache
+def _taps(positions, taps, w_step, step, pad, dilation, stride, size):
+    """Which taps of each position read, int32 (positions, 3): (where the first one stands in the
+    weight, how many do, what it reads); and from one to the next, in the weight and in the input.
+
+    Position i reads with tap k what stands at (i * step - pad + k * dilation) / stride, if that is
+    a whole number and one of `size`.
+    """
+    table = np.zeros((positions, 3), np.int32)
+    next_tap = stride // gcd(stride, dilation)
+    for i in range(positions):
+        at = [divmod(i * step - pad + k * dilation, stride) for k in range(taps)]
+        reads = [k for k, (source, rest) in enumerate(at) if not rest and 0 <= source < size]
+        if reads:
+            table[i] = reads[0] * w_step, len(reads), at[reads[0]][0]
+    table.setflags(write=False)
+    return table, next_tap * w_step, next_tap * dilation // stride
+
+
+@cache
+def _columns(taps, size, out, stride, pad, dilation):
+    """Which outputs have each tap, int32 (taps, 3): (first, how many, what the first one reads)."""
+    spots = [inside(tap * dilation, size, out, stride, pad) for tap in range(taps)]
+    table = np.array([(to.start, to.stop - to.start, source.start) for to, source in spots],
+                     np.int32)
+    table.setflags(write=False)
+    return table
+
+
+def _serves(s, like, outputs):
+    return (s.n >= LANES and s.n / -(-s.n // LANES) >= 0.75 * LANES and outputs >= ROWS
+            and 1 < s.kh * s.kw <= TAPS and not on_gpu(like))
+
+
+def forward(rows, w, bias, s):
+    """rows (H, C, W, N), w (O, C / groups, kh, kw), bias (O,) or None -> (Ho, O, Wo, N)."""
+    run = _build("forward", s, rows, s.o)
+    if run is None:
+        return None
+    outputs, taps = s.groups * s.o, s.kh * s.kw
+    out = np.empty((s.ho, outputs, s.wo, s.n), rows.dtype, like=rows)
+    bias = np.zeros(outputs, rows.dtype) if bias is None else for_kernel(bias)
+    if s.depthwise:
+        run(rows, for_kernel(w), bias, out, *_depthwise_sizes(s, s.ho))
+        return out
+    over, down, x_down = _taps(s.ho, s.kh, s.kw, s.sh, s.ph, s.dh, 1, s.h)
+    beside, across, x_across = _taps(s.wo, s.kw, 1, s.sw, s.pw, s.dw, 1, s.w)
+    steps = np.array([s.o * s.c * taps, s.c * taps, taps, down, across, x_down, x_across])
+    run(rows, for_kernel(w), bias, out, over, beside, steps, s.ho * s.groups, s.groups, s.c, s.o,
+        s.w, s.n, s.wo)
+    return out
+
+
+def input_gradient(g, w, s):
+    """The gradient (H, C, W, N), from g (Ho, O, Wo, N) and w (O, C / groups, kh, kw)."""
+    run = _build("input_gradient", s, g, s.c)
+    if run is None:
+        return None
+    channels, taps = s.groups * s.c, s.kh * s.kw
+    gx = np.empty((s.h, channels, s.w, s.n), g.dtype, like=g)
+    if s.depthwise:
+        run(g, for_kernel(w), gx, *_depthwise_sizes(s, s.h))
+        return gx
+    # Row y was read by tap k of the output's row (y + padding - k * dilation) / stride.
+    over, down, g_down = _taps(s.h, s.kh, s.kw, 1, -s.ph, -s.dh, s.sh, s.ho)
+    beside, across, g_across = _taps(s.w, s.kw, 1, 1, -s.pw, -s.dw, s.sw, s.wo)
+    steps = np.array([s.o * s.c * taps, taps, s.c * taps, down, across, g_down, g_across])
+    run(g, for_kernel(w), np.zeros(channels, g.dtype), gx, over, beside, steps, s.h * s.groups,
+        s.groups, s.o, s.c, s.wo, s.n, s.w)
+    return gx
+
+
+def weight_gradient(g, rows, s, out):
+    """out (O, C / groups, kh, kw) = the gradient, from g (Ho, O, Wo, N) and rows (H, C, W, N);
+    True, or None.
+    """
+    run = _build("weight_gradient", s, g, s.o)
+    if run is None:
+        return None
+    if s.depthwise:
+        by_row = np.empty((s.ho, *out.shape), g.dtype, like=g)
+        run(g, rows, by_row, *_depthwise_sizes(s, s.ho))
+        by_row.sum(axis=0, out=out)
+        return True
+    to = out if out.flags.c_contiguous and aligned(out) else np.empty(out.shape, out.dtype)
+    over = _columns(s.kh, s.h, s.ho, s.sh, s.ph, s.dh)
+    beside = _columns(s.kw, s.w, s.wo, s.sw, s.pw, s.dw)
+    together = max(1, 1024 // (s.wo * s.n))
+    run(g, rows, to, over, beside, -(-s.o // 4) * s.groups, s.groups, s.c, s.o, s.w, s.n, s.ho,
+        s.wo, s.kh, s.kw, s.sh, s.sw, together)
+    if to is not out:
+        out[...] = to
+    return True
+
+
+def _build(name, s, like, outputs):
+    """The kernel, or None."""
+    if s.depthwise:
+        return _DEPTHWISE[name].build(like)
+    if not _serves(s, like, outputs):
+        return None
+    return (_WEIGHT if name == "weight_gradient" else _TAPS).build(like)
+
+
+def _depthwise_sizes(s, rows):
+    """What the kernels of depthwise.cu take after arrays; `rows`: of what is computed."""
+    return (rows * s.groups, s.h, s.groups, s.w, s.n, s.ho, s.wo, s.kh, s.kw, s.sh, s.sw, s.ph,
+            s.pw)
