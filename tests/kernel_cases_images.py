@@ -1,7 +1,9 @@
-"""More of the table of `kernel_cases.py`: normalisation, pooling, depthwise convolution."""
+"""More of the table of `kernel_cases.py`: normalisation, pooling, convolution."""
 
 import numpy as np
 from kernel_cases import Out
+
+from minipar.ops import direct_conv, mec
 
 
 def _rows(rng, rows, n):
@@ -237,11 +239,37 @@ def depthwise_weight_gradient(rng, rows, n):
     return g, x, Out(np.stack([gw, other])), *_sizes(2, rows, n)
 
 
+def _convolution(rng, rows, n):
+    """A geometry, x, w (O, C, kh, kw) and g, and for each tap the part of x that it reads."""
+    samples, c, o, groups = 16 + n % 33, 8 + rows % 5, 8 + rows, 2
+    sizes = mec.Geometry((samples, 2 * c, 4, 5), (2 * o, c, 2, 3), (5, 3), (1, 2), (1, 1), (1, 1),
+                         groups)
+    x, w = rng.standard_normal((4, 2, c, 5, samples)), rng.standard_normal((2, o, c, 2, 3))
+    padded = np.zeros((6, 2, c, 7, samples))
+    padded[1:-1, :, :, 1:-1] = x
+    taps = {(k, m): padded[k:k + 5, :, :, m:m + 5:2] for k in range(2) for m in range(3)}
+    return sizes, x, w, rng.standard_normal((5, 2, o, 3, samples)), taps
+
+
+def conv_taps(rng, rows, n):
+    s, x, w, _, taps = _convolution(rng, rows, n)
+    bias = rng.standard_normal((2, s.o))
+    out = bias[:, :, None, None] + sum(
+        np.einsum("igcjn,goc->igojn", a, w[:, :, :, k, m]) for (k, m), a in taps.items())
+    return x, w, bias, Out(out), *direct_conv.output_sums(s)
+
+
+def conv_weight_gradient(rng, rows, n):
+    s, x, _, g, taps = _convolution(rng, rows, n)
+    gw = np.stack([np.einsum("igcjn,igojn->gco", a, g) for a in taps.values()], 1)
+    return g, x, Out(gw), *direct_conv.weight_sums(s)
+
+
 CASES = {f.__name__: f for f in (
     layer_norm_forward, layer_norm_backward, rms_norm_forward, rms_norm_backward, add_parts,
     run_moments, column_moments, join_moments, join_sums, channel_numbers, follow,
     channel_gradients, max_pool_forward, max_pool_backward, max_pool_rows, max_pool_planes,
     average_pool_forward, average_pool_backward, depthwise_forward, depthwise_input_gradient,
-    depthwise_weight_gradient)}
+    depthwise_weight_gradient, conv_taps, conv_weight_gradient)}
 for _name, _step in (("normalise", _normalise), ("products", _products), ("gradient", _gradient)):
     CASES[f"run_{_name}"], CASES[f"column_{_name}"] = _of_matrices(_step)

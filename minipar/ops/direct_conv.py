@@ -1,6 +1,6 @@
 """Convolutions by kernels that read images where they lie: nothing is copied under the taps.
 
-Each function is its namesake of `mec.py`, and returns None where that has to do it: without
+`forward` and the gradients are those of `mec.py`, and return None where that has to do it: without
 kernels, on a GPU (whose products of large matrices are faster), with fewer samples than a vector
 has lanes, and for products of plain matrices (1 x 1).
 """
@@ -10,7 +10,7 @@ from math import gcd
 
 import numpy as np
 
-from ..device import aligned, on_gpu
+from ..device import on_gpu
 from ..execution import Kernel
 from .base import for_kernel
 from .windows import inside
@@ -19,7 +19,7 @@ _TAPS = Kernel("conv.cu", "conv_taps", rows="lines", width="n")
 _WEIGHT = Kernel("conv.cu", "conv_weight_gradient", rows="lines", width="channels")
 _DEPTHWISE = {name: Kernel("depthwise.cu", f"depthwise_{name}", rows="lines", width="n")
               for name in ("forward", "input_gradient", "weight_gradient")}
-LANES, ROWS, TAPS = 16, 8, 64  # conv.cu: the most of the first two, and how many it has room for
+LANES, ROWS, TAPS, OUTPUTS = 16, 8, 64, 32  # of conv.cu; the first two are less on some CPUs
 
 
 @cache
@@ -51,9 +51,12 @@ def _columns(taps, size, out, stride, pad, dilation):
     return table
 
 
-def _serves(s, like, outputs):
-    return (s.n >= LANES and s.n / -(-s.n // LANES) >= 0.75 * LANES and outputs >= ROWS
-            and 1 < s.kh * s.kw <= TAPS and not on_gpu(like))
+def _serves(s, like, rows):
+    """Whether conv.cu is for these arrays; rows: what it takes ROWS of, outputs or channels."""
+    matrix = s.kh == s.kw == s.sh == s.sw == 1
+    lanes = -(-s.n // LANES) * LANES  # of vectors that hold all samples
+    return (rows >= ROWS and s.n >= LANES and s.n >= 0.75 * lanes and s.kh * s.kw <= TAPS
+            and not matrix and not on_gpu(like))
 
 
 def forward(rows, w, bias, s):
@@ -61,17 +64,11 @@ def forward(rows, w, bias, s):
     run = _build("forward", s, rows, s.o)
     if run is None:
         return None
-    outputs, taps = s.groups * s.o, s.kh * s.kw
+    outputs = s.groups * s.o
     out = np.empty((s.ho, outputs, s.wo, s.n), rows.dtype, like=rows)
-    bias = np.zeros(outputs, rows.dtype) if bias is None else for_kernel(bias)
-    if s.depthwise:
-        run(rows, for_kernel(w), bias, out, *_depthwise_sizes(s, s.ho))
-        return out
-    over, down, x_down = _taps(s.ho, s.kh, s.kw, s.sh, s.ph, s.dh, 1, s.h)
-    beside, across, x_across = _taps(s.wo, s.kw, 1, s.sw, s.pw, s.dw, 1, s.w)
-    steps = np.array([s.o * s.c * taps, s.c * taps, taps, down, across, x_down, x_across])
-    run(rows, for_kernel(w), bias, out, over, beside, steps, s.ho * s.groups, s.groups, s.c, s.o,
-        s.w, s.n, s.wo)
+    bias = np.zeros(outputs, rows.dtype, like=rows) if bias is None else for_kernel(bias)
+    sizes = _depthwise_sizes(s, s.ho) if s.depthwise else output_sums(s)
+    run(rows, for_kernel(w), bias, out, *sizes)
     return out
 
 
@@ -80,17 +77,12 @@ def input_gradient(g, w, s):
     run = _build("input_gradient", s, g, s.c)
     if run is None:
         return None
-    channels, taps = s.groups * s.c, s.kh * s.kw
+    channels = s.groups * s.c
     gx = np.empty((s.h, channels, s.w, s.n), g.dtype, like=g)
     if s.depthwise:
         run(g, for_kernel(w), gx, *_depthwise_sizes(s, s.h))
-        return gx
-    # Row y was read by tap k of the output's row (y + padding - k * dilation) / stride.
-    over, down, g_down = _taps(s.h, s.kh, s.kw, 1, -s.ph, -s.dh, s.sh, s.ho)
-    beside, across, g_across = _taps(s.w, s.kw, 1, 1, -s.pw, -s.dw, s.sw, s.wo)
-    steps = np.array([s.o * s.c * taps, taps, s.c * taps, down, across, g_down, g_across])
-    run(g, for_kernel(w), np.zeros(channels, g.dtype), gx, over, beside, steps, s.h * s.groups,
-        s.groups, s.o, s.c, s.wo, s.n, s.w)
+    else:
+        run(g, for_kernel(w), np.zeros(channels, g.dtype), gx, *_input_sums(s))
     return gx
 
 
@@ -98,7 +90,7 @@ def weight_gradient(g, rows, s, out):
     """out (O, C / groups, kh, kw) = the gradient, from g (Ho, O, Wo, N) and rows (H, C, W, N);
     True, or None.
     """
-    run = _build("weight_gradient", s, g, s.o)
+    run = _build("weight_gradient", s, g, s.c)
     if run is None:
         return None
     if s.depthwise:
@@ -106,22 +98,46 @@ def weight_gradient(g, rows, s, out):
         run(g, rows, by_row, *_depthwise_sizes(s, s.ho))
         by_row.sum(axis=0, out=out)
         return True
-    to = out if out.flags.c_contiguous and aligned(out) else np.empty(out.shape, out.dtype)
-    over = _columns(s.kh, s.h, s.ho, s.sh, s.ph, s.dh)
-    beside = _columns(s.kw, s.w, s.wo, s.sw, s.pw, s.dw)
-    together = max(1, 1024 // (s.wo * s.n))
-    run(g, rows, to, over, beside, -(-s.o // 4) * s.groups, s.groups, s.c, s.o, s.w, s.n, s.ho,
-        s.wo, s.kh, s.kw, s.sh, s.sw, together)
-    if to is not out:
-        out[...] = to
+    taps = s.kh * s.kw
+    total = np.empty((s.groups, taps, s.c, s.o), g.dtype)
+    run(g, rows, total, *weight_sums(s))
+    out.reshape(s.groups, s.o, s.c, taps)[...] = total.transpose(0, 3, 2, 1)
     return True
 
 
-def _build(name, s, like, outputs):
+def output_sums(s):
+    """What conv_taps takes after its arrays of numbers: tables, steps and sizes, for the output."""
+    taps = s.kh * s.kw
+    over, down, x_down = _taps(s.ho, s.kh, s.kw, s.sh, s.ph, s.dh, 1, s.h)
+    beside, across, x_across = _taps(s.wo, s.kw, 1, s.sw, s.pw, s.dw, 1, s.w)
+    steps = np.array([s.o * s.c * taps, s.c * taps, taps, down, across, x_down, x_across])
+    return over, beside, steps, s.ho * s.groups, s.groups, s.c, s.o, s.w, s.n, s.wo
+
+
+def _input_sums(s):
+    """The same for the input's gradient: row y was read by tap k of the output's row
+    (y + padding - k * dilation) / stride.
+    """
+    taps = s.kh * s.kw
+    over, down, g_down = _taps(s.h, s.kh, s.kw, 1, -s.ph, -s.dh, s.sh, s.ho)
+    beside, across, g_across = _taps(s.w, s.kw, 1, 1, -s.pw, -s.dw, s.sw, s.wo)
+    steps = np.array([s.o * s.c * taps, taps, s.c * taps, down, across, g_down, g_across])
+    return over, beside, steps, s.h * s.groups, s.groups, s.o, s.c, s.wo, s.n, s.w
+
+
+def weight_sums(s):
+    """What conv_weight_gradient takes after its arrays of numbers."""
+    over = _columns(s.kh, s.h, s.ho, s.sh, s.ph, s.dh)
+    beside = _columns(s.kw, s.w, s.wo, s.sw, s.pw, s.dw)
+    return (over, beside, -(-s.o // OUTPUTS) * s.groups, s.groups, s.c, s.o, s.w, s.n, s.ho, s.wo,
+            s.kh, s.kw, s.sh, s.sw)
+
+
+def _build(name, s, like, rows):
     """The kernel, or None."""
     if s.depthwise:
         return _DEPTHWISE[name].build(like)
-    if not _serves(s, like, outputs):
+    if not _serves(s, like, rows):
         return None
     return (_WEIGHT if name == "weight_gradient" else _TAPS).build(like)
 

@@ -8,8 +8,9 @@ deep neural network"): its lowered matrix is kh times as small as that of im2col
 Puri & Simard 2006), and each product finds its operands in the cache.
 
 Groups are the outermost axis of every product: one call of np.matmul multiplies the matrices of
-all groups. (Dilated rows do not lie together; they are copied, as im2col would.) Groups of one
-channel have no matrices: a kernel goes over the images directly.
+all groups. (Dilated rows do not lie together; they are copied, as im2col would.)
+
+On a CPU with kernels most convolutions do without lowered matrices: `direct_conv.py`.
 """
 
 from math import gcd
