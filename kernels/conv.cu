@@ -143,7 +143,8 @@ static __device__ __forceinline__ void samples_product(const Gradient &s, int64 
 template <int COLUMNS>
 static __device__ __forceinline__ void gradient_of(const Gradient &s, acc *tile, const real *g,
                                                    const real *x, acc *total, int count) {
-    int64 taps = s.kh * s.kw, blocks = (s.channels + ROWS - 1) / ROWS, line = s.wo * s.n;
+    int taps = s.kh * s.kw, blocks = (s.channels + ROWS - 1) / ROWS;
+    int64 line = s.wo * s.n;
     for (int64 i = threadIdx.x; i < taps * s.channels * count; i += blockDim.x)
         total[i / count * s.outputs + i % count] = 0;
     for (int64 row = 0; row < s.ho; row++)
@@ -155,8 +156,8 @@ static __device__ __forceinline__ void gradient_of(const Gradient &s, acc *tile,
                 for (int64 j = threadIdx.x; j < last - first; j += blockDim.x)
                     tile[j * COLUMNS + i] = i < count ? acc(up[i * line + j]) : acc(0);
             __syncthreads();
-            for (int64 item = threadIdx.x; item < blocks * taps; item += blockDim.x) {
-                int64 tap = item % taps, c = item / taps * ROWS, c0 = least(c, s.channels - ROWS);
+            for (int item = threadIdx.x; item < blocks * taps; item += blockDim.x) {
+                int tap = item % taps, c = item / taps * ROWS, c0 = least(c, s.channels - ROWS);
                 const int32 *over = s.rows + tap / s.kw * 3, *beside = s.columns + tap % s.kw * 3;
                 int64 begin = beside[0] * s.n, end = least(begin + beside[1] * s.n, last);
                 if (begin < first) begin = first;
