@@ -165,11 +165,4 @@ for shape in ((1024, 1024), (64, 1000), (64, 10)):
     for key in (f"{name} forward", f"{name} forward+backward"):
         CASES[key] = of_dropout(CASES[key])
 
-for rows, n in ((1024, 256), (4096, 128), (512, 768), (1024, 1024)):
-    x, w, b = normal(rows, n), normal(n, seed=2), normal(n, seed=3)
-    add(f"layer_norm {rows}x{n}", lambda x, w, b: F.layer_norm(x, w.shape, w, b),
-        lambda x, w, b: TF.layer_norm(x, w.shape, w, b), x, w, b)
-    add(f"rms_norm {rows}x{n}", lambda x, w: F.rms_norm(x, w.shape, w),
-        lambda x, w: TF.rms_norm(x, w.shape, w), x, w)
-
 CASES |= kernel_cases_images.CASES

@@ -1,9 +1,9 @@
-"""More cases of benchmarks/kernels.py: what convolutional networks are made of.
+"""More cases of benchmarks/kernels.py: normalisation, and what convolutional networks are made of.
 
-Ours gets images as they are inside a network: laid out (H, C, W, N), as convolutions leave them
-("convolved"), and made by an operation, so that their gradient is handed on as it comes and not
-copied into a leaf's. PyTorch gets its own layout, (N, C, H, W), in a leaf, to which it hands the
-gradient without a copy.
+Ours gets its input as it is inside a network: made by an operation, so that its gradient is handed
+on as it comes and not copied into a leaf's; images also laid out (H, C, W, N), as convolutions
+leave them ("convolved"). PyTorch gets its own layout, (N, C, H, W), in a leaf, to which it hands
+the gradient without a copy.
 """
 
 import numpy as np
@@ -66,7 +66,7 @@ def images(op, their_op, shape, *weights, layout, backward):
 
 
 def add(name, op, their_op, shape, *weights, layouts=("convolved", "")):
-    """Forward, and forward with backward, of images in the layouts."""
+    """Forward, and forward with backward, of an input in the layouts."""
     for layout in layouts:
         for backward in (False, True):
             CASES[" ".join(filter(None, (
@@ -75,6 +75,12 @@ def add(name, op, their_op, shape, *weights, layouts=("convolved", "")):
                     op, their_op, shape, *weights, backward=backward,
                     layout=convolved if layout else np.copy)
 
+
+for rows, n in ((1024, 256), (4096, 128), (512, 768), (1024, 1024)):
+    add("layer_norm", lambda x, w, b: F.layer_norm(x, w.shape, w, b),
+        lambda x, w, b: TF.layer_norm(x, w.shape, w, b), (rows, n), (n,), (n,), layouts=("",))
+    add("rms_norm", lambda x, w: F.rms_norm(x, w.shape, w),
+        lambda x, w: TF.rms_norm(x, w.shape, w), (rows, n), (n,), layouts=("",))
 
 for shape in ((64, 16, 28, 28), (32, 64, 32, 32), (32, 256, 7, 7), (64, 256), (1024, 64)):
     c, layouts = shape[1], ("convolved", "") if len(shape) == 4 else ("",)

@@ -5,23 +5,26 @@
 // Log-softmax, the choice of one element and their two gradients are 9 n.
 #include "common.cuh"
 
-// Rows that a block takes through each step together, as in softmax.cu.
-constexpr int TOGETHER = PER_THREAD(8, 1);
+// Rows that a block takes through each step together, as in softmax.cu; long ones it takes one by
+// one, so that the second step finds them cached.
+constexpr int TOGETHER = PER_THREAD(16, 1);
+static __device__ __forceinline__ int rows_together(int64 n) { return n > 4096 ? 1 : TOGETHER; }
 
 // The logarithm of the sum of e^(x - max) of `count` rows, and the maximum; each e^(x - max) is
 // handed to keep(row, column, e).
 template <class F>
 static __device__ __forceinline__ void log_sums(const real *x, int count, int64 n, acc *top,
                                                 acc *sum, acc *log_sum, F keep) {
+    for (int r = 0; r < count; r++)
+        top[r] = block_max(n, [&](int64 i) { return acc(x[r * n + i]); });
     for (int r = 0; r < count; r++) {
         const real *a = x + r * n;
-        acc t = block_max(n, [&](int64 i) { return acc(a[i]); });
+        acc t = top[r];
         sum[r] = block_sum(n, [&](int64 i) {
             acc e = exp_below0(acc(a[i]) - t);
             keep(r, i, e);
             return e;
         });
-        top[r] = t;
     }
     VECTOR
     for (int r = 0; r < TOGETHER; r++) log_sum[r] = log_(sum[r]);
@@ -30,8 +33,9 @@ static __device__ __forceinline__ void log_sums(const real *x, int count, int64 
 // loss = log(sum of e^(x - max)) - (x[target] - max), or 0 where the target is below 0: ignored
 __global__ void cross_entropy(const real *x, const int64 *target, real *loss, int64 rows,
                               int64 n) {
-    for (int64 first = blockIdx.x * TOGETHER; first < rows; first += gridDim.x * TOGETHER) {
-        int count = rows - first < TOGETHER ? int(rows - first) : TOGETHER;
+    int64 most = rows_together(n);
+    for (int64 first = blockIdx.x * most; first < rows; first += gridDim.x * most) {
+        int count = int(rows - first < most ? rows - first : most);
         acc top[TOGETHER] = {}, sum[TOGETHER] = {}, log_sum[TOGETHER];
         log_sums(x + first * n, count, n, top, sum, log_sum, [](int, int64, acc) {});
         for (int r = threadIdx.x; r < count; r += blockDim.x) {
@@ -44,8 +48,9 @@ __global__ void cross_entropy(const real *x, const int64 *target, real *loss, in
 // The same, and gx = (softmax - one_hot(target)) scale, or 0 where the target is ignored.
 __global__ void cross_entropy_gradient(const real *x, const int64 *target, real *loss, real *gx,
                                        acc scale, int64 rows, int64 n) {
-    for (int64 first = blockIdx.x * TOGETHER; first < rows; first += gridDim.x * TOGETHER) {
-        int count = rows - first < TOGETHER ? int(rows - first) : TOGETHER;
+    int64 most = rows_together(n);
+    for (int64 first = blockIdx.x * most; first < rows; first += gridDim.x * most) {
+        int count = int(rows - first < most ? rows - first : most);
         real *out = gx + first * n;
         acc top[TOGETHER] = {}, sum[TOGETHER] = {}, log_sum[TOGETHER];
         log_sums(x + first * n, count, n, top, sum, log_sum,
