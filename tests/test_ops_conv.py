@@ -195,6 +195,12 @@ SAME = [
     ("conv2d", [X, (4, 2, 2, 3)], {"groups": 2, "padding": "same", "dilation": (1, 2)}),
     ("conv2d", [X, (4, 4, 4, 4)], {"padding": "same", "dilation": 3}),
     ("conv2d", [(0, 4, 7, 6), (4, 2, 2, 3), (4,)], {"groups": 2}),
+    # enough samples and channels for a kernel
+    ("conv2d", [(16, 9, 7, 6), (10, 9, 3, 3), (10,)], {"padding": 1, "stride": (2, 1)}),
+    ("conv2d", [(24, 16, 7, 6), (18, 8, 2, 4)], {"padding": "same", "groups": 2}),
+    ("conv1d", [(16, 8, 9), (9, 8, 3), (9,)], {"padding": 2, "dilation": 2}),
+    ("conv_transpose2d", [(16, 9, 4, 3), (9, 8, 3, 3), (8,)],
+     {"stride": 2, "padding": 1, "output_padding": 1}),
     ("conv1d", [(2, 4, 9), (6, 4, 3), (6,)], {}),
     ("conv1d", [(2, 4, 9), (6, 2, 4)], {"stride": 2, "padding": 3, "dilation": 2, "groups": 2}),
     ("conv1d", [(2, 4, 9), (6, 4, 4), (6,)], {"padding": "same"}),

@@ -87,8 +87,8 @@ def input_gradient(g, w, s):
 
 
 def weight_gradient(g, rows, s, out):
-    """out (O, C / groups, kh, kw) = the gradient, from g (Ho, O, Wo, N) and rows (H, C, W, N);
-    True, or None.
+    """out (O, C / groups, kh, kw), or (O, C / groups, kw) = the gradient, from g (Ho, O, Wo, N) and
+    rows (H, C, W, N); True, or None.
     """
     run = _build("weight_gradient", s, g, s.c)
     if run is None:
@@ -101,6 +101,7 @@ def weight_gradient(g, rows, s, out):
     taps = s.kh * s.kw
     total = np.empty((s.groups, taps, s.c, s.o), g.dtype)
     run(g, rows, total, *weight_sums(s))
+    out = out[:, :, None] if out.ndim == 3 else out  # of a line
     for tap in range(taps):  # 1.8 times as fast as all at once
         out[:, :, tap // s.kw, tap % s.kw] = total[:, tap].swapaxes(1, 2).reshape(-1, s.c)
     return True
