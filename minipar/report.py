@@ -40,14 +40,16 @@ class Report:
             print(text, flush=True) if self._bar is None else self._bar.write(text)
 
     def step(self, step, epoch, loss, samples_per_s):
-        """Show progress: the bar, or a line every second and at the end."""
+        """Show progress: the bar, or a line every second and at the end. loss: a number, or None.
+        """
+        parts = [f"epoch {epoch}", *([] if loss is None else [f"loss {loss:.4f}"])]
         if self._bar is not None:
-            self._bar.set_postfix_str(f"epoch {epoch}, loss {loss:.4f}", refresh=False)
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update()
         elif self._talks and (step == self._total or time.perf_counter() - self._last > 1.0):
             self._last = time.perf_counter()
-            self.say(f"step {step}/{self._total}  epoch {epoch}  loss {loss:.4f}  "
-                     f"{samples_per_s:,.0f} samples/s")
+            self.say("  ".join([f"step {step}/{self._total}", *parts,
+                                f"{samples_per_s:,.0f} samples/s"]))
 
     def close(self):
         if self._bar is not None:

@@ -151,7 +151,7 @@ class Job:
                      f"{o.algorithm} all-reduce{exact}" if o.sync == "ddp" else
                      f"{o.algorithm} messages of {o.sync}" if o.sync in SYNCS else o.sync)
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
-                        f"({len(self.data.train):,} samples), {comm.size} ranks{layout}, "
+                        f"({len(self.data.train):,} samples), {comm.size} rank{'s' * (comm.size > 1)}{layout}, "
                         + reduction + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
@@ -201,6 +201,8 @@ class Job:
         with self.trainer.slowness:
             loss, stop = self.trainer.step(batch(), shard, step, self.interrupt.requested,
                                            self.o.clip)
+        if self.o.virtual_compute:
+            loss = None  # nothing was computed
         seconds = time.perf_counter() - started
         waited = self.comm.engine.waited - waited
         speed, facts = shard.size / seconds, self.trainer.facts()
