@@ -145,13 +145,14 @@ class Job:
         o, comm = self.o, self.comm
         schedule = f", {o.schedule}, {' + '.join(map(str, self.trainer.counts))} blocks" if (
             o.mesh.pp > 1) else ""
+        ranks = f"{comm.size} rank{'s' * (comm.size > 1)}"
         layout = f" ({o.mesh}{schedule})" if o.mesh.pp * o.mesh.tp > 1 else ""
         exact = f", exact over {o.exact} virtual shards" if o.exact else ""
         reduction = (f"gradients by {o.compress}" if o.compress else
                      f"{o.algorithm} all-reduce{exact}" if o.sync == "ddp" else
                      f"{o.algorithm} messages of {o.sync}" if o.sync in SYNCS else o.sync)
         self.report.say(f"{o.model} ({self.parameters:,} parameters) on {self.data.name} "
-                        f"({len(self.data.train):,} samples), {comm.size} rank{'s' * (comm.size > 1)}{layout}, "
+                        f"({len(self.data.train):,} samples), {ranks}{layout}, "
                         + reduction + (f" as {o.codec}" if o.codec else "")
                         + (f", from step {self.first_step}" if self.first_step else ""))
         try:
