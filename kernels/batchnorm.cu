@@ -127,14 +127,19 @@ __global__ void column_normalise(const real *x, const acc *mean, const acc *slop
                                  int64 columns, int64 total, int64 period) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 end = total < (m + 1) * length ? total : (m + 1) * length, own = m % period * columns;
-        const acc *middle = mean + own, *s = slope + own, *o = offset + own;
-        for (int64 row = m * length; row < end; row++) {
-            const real *a = x + row * columns;
-            real *out = y + row * columns;
-            block_each(columns, [&](int64 i) {
-                out[i] = real(fma_(acc(a[i]) - middle[i], s[i], o[i]));
+        block_lanes(columns, [&](int64 start, auto each) {
+            acc middle[LANES], s[LANES], o[LANES];
+            each([&](int j) {
+                middle[j] = mean[own + start + j];
+                s[j] = slope[own + start + j];
+                o[j] = offset[own + start + j];
             });
-        }
+            for (int64 row = m * length; row < end; row++) {
+                const real *a = x + row * columns + start;
+                real *out = y + row * columns + start;
+                each([&](int j) { out[j] = real(fma_(acc(a[j]) - middle[j], s[j], o[j])); });
+            }
+        });
     }
 }
 
@@ -237,13 +242,21 @@ __global__ void column_gradient(const real *g, const real *x, const acc *mean, c
                                 int64 length, int64 columns, int64 total, int64 period) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 end = total < (m + 1) * length ? total : (m + 1) * length, own = m % period * columns;
-        const acc *middle = mean + own, *s = slope + own, *t = tilt + own, *l = level + own;
-        for (int64 row = m * length; row < end; row++) {
-            const real *up = g + row * columns, *a = x + row * columns;
-            real *out = gx + row * columns;
-            block_each(columns, [&](int64 i) {
-                out[i] = real(fma_(acc(up[i]), s[i], fma_(middle[i] - acc(a[i]), t[i], -l[i])));
+        block_lanes(columns, [&](int64 start, auto each) {
+            acc middle[LANES], s[LANES], t[LANES], l[LANES];
+            each([&](int j) {
+                middle[j] = mean[own + start + j];
+                s[j] = slope[own + start + j];
+                t[j] = tilt[own + start + j];
+                l[j] = level[own + start + j];
             });
-        }
+            for (int64 row = m * length; row < end; row++) {
+                const real *up = g + row * columns + start, *a = x + row * columns + start;
+                real *out = gx + row * columns + start;
+                each([&](int j) {
+                    out[j] = real(fma_(acc(up[j]), s[j], fma_(middle[j] - acc(a[j]), t[j], -l[j])));
+                });
+            }
+        });
     }
 }
