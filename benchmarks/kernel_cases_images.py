@@ -40,6 +40,7 @@ def images(op, their_op, shape, *weights, layout, backward):
         our_g, their_g = minipar.Tensor(layout(g) if g.ndim == 4 else g), torch.tensor(g)
 
         def run_ours():
+            taken.clear()
             for t in ours[1:]:
                 t.grad = None
             out = op(*ours)

@@ -1,11 +1,11 @@
-// Batch and group normalisation, as steps that both are made of.
+// Batch normalisation, in steps.
 //
 // Whatever its layout, the input is a number of matrices (length, columns), one after the other in
 // memory. Statistics are taken down the columns of each matrix, then joined over matrices; every
-// element is normalised with numbers of its matrix and column. In (N, C, H, W) a matrix is what a
-// sample has in a channel, one column of H W; in (H, C, W, N), what convolutions make, one column
-// for each sample, or again a single one; rows (N, C) have a column for each channel. With one
-// column a block runs down it (`run_...`), with more its threads take columns (`column_...`).
+// element is normalised with numbers of its channel. In (N, C, H, W) a matrix is what a sample has
+// in a channel, one column of H W; in (H, C, W, N), what convolutions make, a row of a channel in
+// all samples, W N; a block runs down it (`run_...`). Rows (N, C) have a column for each channel,
+// and are cut into matrices of some rows; a block's threads take columns (`column_...`).
 //
 // Bytes: the forward reads x twice and writes y, the backward reads x and g twice and writes gx.
 #include "lanes.cuh"
@@ -31,9 +31,9 @@ __global__ void column_moments(const real *x, acc *mean, acc *squares, int64 mat
                                int64 length, int64 columns, int64 total) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 rows = total - m * length < length ? total - m * length : length;
-        block_lanes(columns, [&](int64 start, auto each) {
+        block_strips(columns, [&](int64 start, auto each) {
             const real *a = x + m * length * columns + start;
-            acc middle[LANES] = {}, sum[LANES] = {};
+            acc middle[STRIP] = {}, sum[STRIP] = {};
             for (int64 row = 0; row < rows; row++)
                 each([&](int j) { middle[j] += acc(a[row * columns + j]); });
             each([&](int j) { middle[j] /= acc(rows); });
@@ -121,20 +121,25 @@ __global__ void run_normalise(const real *x, const acc *mean, const acc *slope, 
     }
 }
 
-// The same with numbers of their own for each column: mean (period, columns).
+// The same of rows: mean (columns,).
 __global__ void column_normalise(const real *x, const acc *mean, const acc *slope,
                                  const acc *offset, real *y, int64 matrices, int64 length,
-                                 int64 columns, int64 total, int64 period) {
+                                 int64 columns, int64 total) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
-        int64 end = total < (m + 1) * length ? total : (m + 1) * length, own = m % period * columns;
-        const acc *middle = mean + own, *s = slope + own, *o = offset + own;
-        for (int64 row = m * length; row < end; row++) {
-            const real *a = x + row * columns;
-            real *out = y + row * columns;
-            block_each(columns, [&](int64 i) {
-                out[i] = real(fma_(acc(a[i]) - middle[i], s[i], o[i]));
+        int64 end = total < (m + 1) * length ? total : (m + 1) * length;
+        block_strips(columns, [&](int64 start, auto each) {
+            acc middle[STRIP], s[STRIP], o[STRIP];
+            each([&](int j) {
+                middle[j] = mean[start + j];
+                s[j] = slope[start + j];
+                o[j] = offset[start + j];
             });
-        }
+            for (int64 row = m * length; row < end; row++) {
+                const real *a = x + row * columns + start;
+                real *out = y + row * columns + start;
+                each([&](int j) { out[j] = real(fma_(acc(a[j]) - middle[j], s[j], o[j])); });
+            }
+        });
     }
 }
 
@@ -157,12 +162,12 @@ __global__ void run_products(const real *g, const real *x, const acc *mean, acc 
 
 __global__ void column_products(const real *g, const real *x, const acc *mean, acc *sums,
                                 acc *products, int64 matrices, int64 length, int64 columns,
-                                int64 total, int64 period) {
+                                int64 total) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
         int64 end = total < (m + 1) * length ? total : (m + 1) * length;
-        block_lanes(columns, [&](int64 start, auto each) {
-            const acc *middle = mean + m % period * columns + start;
-            acc sum[LANES] = {}, product[LANES] = {};
+        block_strips(columns, [&](int64 start, auto each) {
+            const acc *middle = mean + start;
+            acc sum[STRIP] = {}, product[STRIP] = {};
             for (int64 row = m * length; row < end; row++) {
                 const real *slope = g + row * columns + start, *a = x + row * columns + start;
                 each([&](int j) {
@@ -234,16 +239,24 @@ __global__ void run_gradient(const real *g, const real *x, const acc *mean, cons
 
 __global__ void column_gradient(const real *g, const real *x, const acc *mean, const acc *slope,
                                 const acc *tilt, const acc *level, real *gx, int64 matrices,
-                                int64 length, int64 columns, int64 total, int64 period) {
+                                int64 length, int64 columns, int64 total) {
     for (int64 m = blockIdx.x; m < matrices; m += gridDim.x) {
-        int64 end = total < (m + 1) * length ? total : (m + 1) * length, own = m % period * columns;
-        const acc *middle = mean + own, *s = slope + own, *t = tilt + own, *l = level + own;
-        for (int64 row = m * length; row < end; row++) {
-            const real *up = g + row * columns, *a = x + row * columns;
-            real *out = gx + row * columns;
-            block_each(columns, [&](int64 i) {
-                out[i] = real(fma_(acc(up[i]), s[i], fma_(middle[i] - acc(a[i]), t[i], -l[i])));
+        int64 end = total < (m + 1) * length ? total : (m + 1) * length;
+        block_strips(columns, [&](int64 start, auto each) {
+            acc middle[STRIP], s[STRIP], t[STRIP], l[STRIP];
+            each([&](int j) {
+                middle[j] = mean[start + j];
+                s[j] = slope[start + j];
+                t[j] = tilt[start + j];
+                l[j] = level[start + j];
             });
-        }
+            for (int64 row = m * length; row < end; row++) {
+                const real *up = g + row * columns + start, *a = x + row * columns + start;
+                real *out = gx + row * columns + start;
+                each([&](int j) {
+                    out[j] = real(fma_(acc(up[j]), s[j], fma_(middle[j] - acc(a[j]), t[j], -l[j])));
+                });
+            }
+        });
     }
 }

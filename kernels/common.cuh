@@ -277,9 +277,9 @@ template <class F> static INLINE Sums block_sums(int64 n, F value) {
     if (int left = int(n - i)) {
         VECTOR
         for (int j = 0; j < 16; j++) {
-            acc c = a[j], d = b[j];
+            acc c = 0, d = 0;  // not a and b: what a mask stores takes long to be read again
             if (j < left) value(i + j, c, d);
-            a[j] = c, b[j] = d;
+            a[j] += c, b[j] += d;
         }
     }
     VECTOR

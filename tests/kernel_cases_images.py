@@ -99,42 +99,83 @@ def channel_gradients(rng, rows, n):
     return sums, numbers, Out(np.stack(expected)), rows, n, 9.0
 
 
-def _matrices(rng, rows, columns):
-    """(g, x) (3 rows, 5, columns) and numbers (rows, 1, columns), for a period of rows."""
-    g, x = rng.standard_normal((2, 3 * rows, 5, columns))
-    return (g, x, *rng.standard_normal((4, rows, 1, columns)))
-
-
 def _of_matrices(step):
     """The case of a step for matrices of one column, and that for those of several."""
     def run(rng, rows, n):
-        g, x, *numbers = _matrices(rng, rows, n)  # n in the place of length
-        g, x = g[:, :1].swapaxes(1, 2), x[:, :1].swapaxes(1, 2)
-        numbers = [a[:, :, :1] for a in numbers]
-        return *step(g, x, *numbers), 3 * rows, n, rows
+        g, x = rng.standard_normal((2, 3, rows, n, 1))
+        return *step(g, x, *rng.standard_normal((4, rows, 1, 1))), 3 * rows, n, rows
 
     def column(rng, rows, n):
-        return *step(*_matrices(rng, rows, n)), 3 * rows, 5, n, 15 * rows, rows
+        g, x = rng.standard_normal((2, 3 * rows, 5, n))
+        return *step(g, x, *rng.standard_normal((4, n))), 3 * rows, 5, n, 15 * rows
     return run, column
 
 
-def _repeated(*numbers):
-    return [np.concatenate([a] * 3) for a in numbers]
-
-
 def _normalise(g, x, mean, slope, offset, _):
-    means, slopes, offsets = _repeated(mean, slope, offset)
-    return x, mean, slope, offset, Out((x - means) * slopes + offsets)
+    return x, mean, slope, offset, Out((x - mean) * slope + offset)
 
 
 def _products(g, x, mean, *_):
-    centred = x - _repeated(mean)[0]
-    return g, x, mean, Out(g.sum(1)), Out((g * centred).sum(1))
+    return g, x, mean, Out(g.sum(-2)), Out((g * (x - mean)).sum(-2))
 
 
 def _gradient(g, x, mean, slope, tilt, level):
-    means, slopes, tilts, levels = _repeated(mean, slope, tilt, level)
-    return g, x, mean, slope, tilt, level, Out(g * slopes - tilts * (x - means) - levels)
+    return g, x, mean, slope, tilt, level, Out(g * slope - tilt * (x - mean) - level)
+
+
+def _group_norm(rng, n, groups, members, length):
+    """x, g (n, groups, members, length), w, b, mean and scale, y, gx and the shares (2, n, groups,
+    members) in the gradients of w and b.
+    """
+    x, g = rng.standard_normal((2, n, groups, members, length))
+    w, b = rng.standard_normal((2, groups, members))
+    axes, eps = (2, 3), 0.1
+    mean, variance = x.mean(axes), x.var(axes)
+    scale = 1 / np.sqrt(variance + eps)
+    unit = (x - mean[:, :, None, None]) * scale[:, :, None, None]
+    d = g * w[:, :, None]
+    level, tilt = (a.mean(axes, keepdims=True) for a in (d, d * unit))
+    gx = (d - level - unit * tilt) * scale[:, :, None, None]
+    return (x, g, w, b, mean, scale, unit * w[:, :, None] + b[:, :, None], gx,
+            np.stack([(g * unit).sum(3), g.sum(3)]))
+
+
+def group_norm_forward(rng, rows, n):
+    x, _, w, b, mean, scale, y, *_ = _group_norm(rng, rows, 2, 3, n)
+    return x, w, b, Out(y), Out(mean), Out(scale), 2 * rows, 2, 3, n, 0.1
+
+
+def group_norm_backward(rng, rows, n):
+    x, g, w, _, mean, scale, _, gx, shares = _group_norm(rng, rows, 2, 3, n)
+    return x, g, w, mean, scale, Out(gx), Out(shares), 2 * rows, 2, 3, n
+
+
+def _samples_last(rng, rows, n):
+    """`_group_norm` of rows groups, in 2 parts of 3 rows of n columns, where each sample has 1 or
+    3; a function that lays out what has a number for each pixel, and one for each group.
+    """
+    samples = n // 3 if n % 3 == 0 else n
+
+    def pixels(a):  # (samples, rows, 2, 2 * 3 * columns of a sample) -> (2, rows, 2, 3, n)
+        a = a.reshape(samples, rows, 2, 2, 3, n // samples)
+        return np.ascontiguousarray(a.transpose(3, 1, 2, 4, 5, 0)).reshape(2, rows, 2, 3, n)
+
+    def columns(a):
+        return np.ascontiguousarray(np.tile(a.T, n // samples))
+    return _group_norm(rng, samples, rows, 2, 6 * (n // samples)), pixels, columns
+
+
+def column_group_norm_forward(rng, rows, n):
+    (x, _, w, b, mean, scale, y, *_), pixels, columns = _samples_last(rng, rows, n)
+    return (pixels(x), w, b, Out(pixels(y)), np.zeros((rows, 4, n)), Out(columns(mean)),
+            Out(columns(scale)), 2, rows, 2, 3, n, mean.shape[0], 0.1)
+
+
+def column_group_norm_backward(rng, rows, n):
+    (x, g, w, _, mean, scale, _, gx, shares), pixels, columns = _samples_last(rng, rows, n)
+    return (pixels(x), pixels(g), w, columns(mean), columns(scale), Out(pixels(gx)),
+            np.zeros((rows, 4, n)), np.zeros((2, rows, 2, n)), Out(shares.sum(1)), 2, rows, 2, 3, n,
+            mean.shape[0])
 
 
 # Windows (3, 2) with strides (2, 1) and padding (1, 1) over images (4, rows, 5, n).
@@ -268,7 +309,8 @@ def conv_weight_gradient(rng, rows, n):
 CASES = {f.__name__: f for f in (
     layer_norm_forward, layer_norm_backward, rms_norm_forward, rms_norm_backward, add_parts,
     run_moments, column_moments, join_moments, join_sums, channel_numbers, follow,
-    channel_gradients, max_pool_forward, max_pool_backward, max_pool_rows, max_pool_planes,
+    channel_gradients, group_norm_forward, group_norm_backward, column_group_norm_forward,
+    column_group_norm_backward, max_pool_forward, max_pool_backward, max_pool_rows, max_pool_planes,
     average_pool_forward, average_pool_backward, depthwise_forward, depthwise_input_gradient,
     depthwise_weight_gradient, conv_taps, conv_weight_gradient)}
 for _name, _step in (("normalise", _normalise), ("products", _products), ("gradient", _gradient)):

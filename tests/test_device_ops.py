@@ -167,6 +167,7 @@ CASES = {
     "batch_norm running": case(lambda x, m, v: F.batch_norm(x, m.detach(), v.detach()), IMAGES,
                                *MOMENTS),
     "group_norm": case(lambda x, w: F.group_norm(x, 2, w), IMAGES, signed(4)),
+    "group_norm lanes": case(lambda x: F.group_norm(x, 2), SAMPLES_LAST),
     "conv2d": case(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), IMAGES,
                    signed(6, 4, 3, 3), signed(6)),
     "conv2d depthwise": case(lambda x, w: F.conv2d(x, w, padding=1, groups=4), signed(8, 4, 5, 5),

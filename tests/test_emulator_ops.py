@@ -43,6 +43,7 @@ OPERATIONS = {
     "rms_norm": lambda x: F.rms_norm(x, (x.shape[1],)),
     "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
     "group_norm": lambda x: F.group_norm(mp.reshape(x, (*x.shape, 1)), 1),
+    "group_norm of images": lambda x: F.group_norm(_images(x), 1),
     "max_pool2d": lambda x: F.max_pool2d(_images(x), 3, 2, 1),
     "avg_pool2d": lambda x: F.avg_pool2d(_images(x), 2, 1, 1),
     "depthwise convolution": lambda x: F.conv2d(

@@ -90,12 +90,12 @@ def test_rows_are_normalised_as_in_float64(n, dtype):
 @pytest.mark.parametrize("columns", [1, 2, 31, 32, 33, 100])
 @pytest.mark.parametrize("length", [1, 17, 130])
 def test_the_steps_of_channel_norms_are_those_of_float64(length, columns, dtype):
-    count, period = 6, 3
+    count, period = 6, 3 if columns == 1 else 1
     view = moments.Matrices(count, length, columns, count * length, period)
     x, g = normal(2, count, length, columns) + 2
     numbers = normal(4, period, columns)
     a, up, *low = (aligned_nowhere(v, dtype) for v in (x, g, *numbers))
-    mean, slope, tilt, level = np.concatenate([numbers, numbers], 1)[:, :, None]
+    mean, slope, tilt, level = np.concatenate([numbers] * (6 // period), 1)[:, :, None]
 
     def step(name, *arrays, outputs):
         out = [guarded(count, *shape, dtype=dtype) for shape in outputs]
@@ -162,6 +162,35 @@ def test_operations_are_the_same_with_kernels_and_without(name, shape, order, dt
     for ours, reference in zip(*results, strict=True):
         size = max(1, np.abs(reference).max())
         assert np.abs(ours - reference).max() <= TOLERANCE[dtype] * size
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("samples", [1, 2, 3, 8, 15, 17, 20, 33, 48, 65, 100, 200])
+def test_group_norm_takes_samples_that_are_last_in_memory_as_those_that_are_first(samples, dtype):
+    w, b = normal(2, 6).astype(dtype)
+    for width in (1, 4, 7):
+        x, g = (normal(samples, 6, 3, width) * 2 + 1).astype(dtype), normal(samples, 6, 3, width)
+        results = []
+        for order in (range(4), CONVOLVED):
+            operands = [Tensor(a, True) for a in (laid_out(x, order), w, b)]
+            out = F.group_norm(operands[0], 3, *operands[1:])
+            out.backward(Tensor(laid_out(g.astype(dtype), order)))
+            results.append([out.array, *(t.grad.array for t in operands)])
+        for last, first in zip(*results, strict=True):
+            size = max(1, np.abs(first).max())
+            assert np.abs(last - first).max() <= TOLERANCE[dtype] * size
+
+
+def test_group_norm_is_right_where_rows_of_an_image_are_far_apart():
+    x = normal(20, 4, 9, 16) + 1000 * np.arange(9)[:, None]
+    x[3] = 1000 + normal(4, 9, 16) / 100
+    rows = x.reshape(20, 2, -1)
+    expected = rows - rows.mean(2, keepdims=True)
+    expected /= np.sqrt(rows.var(2, keepdims=True) + 1e-9)
+    for order in (range(4), CONVOLVED):
+        single = F.group_norm(Tensor(laid_out(x.astype(np.float32), order)), 2, eps=1e-9).array
+        error = np.abs(single - expected.reshape(x.shape)).max((1, 2, 3))
+        assert error[3] < 2e-2 and np.delete(error, 3).max() < 1e-5  # as x is rounded
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():

@@ -1,9 +1,9 @@
-"""The steps that batch and group normalisation are made of.
+"""The steps that batch normalisation is made of.
 
-Both take their input as matrices (length, columns), one after the other in memory (`Matrices`).
+Its input is taken as matrices (length, columns), one after the other in memory (`Matrices`).
 Statistics are taken down the columns of each and then joined over matrices; after that every
-element is treated with numbers of its matrix and column. `kernels/batchnorm.cu` has the same
-steps; without it they run as NumPy here.
+element is treated with numbers of its channel. `kernels/batchnorm.cu` has the same steps; without
+it they run as NumPy here.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,8 @@ _BLOCK = 65536  # elements that the reference takes through all steps while in t
 class Matrices(NamedTuple):
     """An array as `count` matrices (length, columns), together of `total` rows.
 
-    Matrix m takes row m % period of what is given for each matrix and column.
+    Matrix m takes row m % period of what is given for each channel. With more than one column,
+    the period is 1.
     """
 
     count: int
@@ -40,8 +41,10 @@ class Matrices(NamedTuple):
         run = _KERNELS[f"{'run' if self.columns == 1 else 'column'}_{step}"].build(arrays[0])
         if not run or not self.total:
             return False
-        sizes = self if self.columns > 1 else (self.count, self.length, self.period)
-        run(*arrays, *(sizes[:-1] if step == "moments" else sizes))
+        if self.columns > 1:
+            run(*arrays, *self[:-1])
+        else:
+            run(*arrays, *self[:2], *([] if step == "moments" else [self.period]))
         return True
 
     repeats = property(lambda self: self.count // max(1, self.period))
