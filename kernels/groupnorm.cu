@@ -182,7 +182,8 @@ __global__ void column_group_norm_backward(const real *x, const real *g, const a
                         each.prefetch(up + step + i);
                         each([&](int j) {
                             sum[j] += acc(up[i + j]);
-                            product[j] = fma_(acc(up[i + j]), acc(a[i + j]) - middle[j], product[j]);
+                            acc d = acc(a[i + j]) - middle[j];
+                            product[j] = fma_(acc(up[i + j]), d, product[j]);
                         });
                     }
                     acc *along = shares + c * columns + start, *plain = along + channels * columns;
