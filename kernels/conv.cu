@@ -8,8 +8,8 @@
 // Tables tell which taps are inside the image. The input's gradient is the same sum as the output
 // with other tables: an input's gradient is gathered from the outputs that have read it.
 //
-// Flops: 2 C kh kw for each output. Bytes: 4 of the input for 2 ROWS flops, nearly always from the
-// second-level cache, which has four times as many.
+// Flops: 2 C kh kw for each output. Bytes: a number of the input is loaded for 2 ROWS flops, from
+// the caches: it lies under kh kw columns of the output, and is wanted for O / ROWS blocks of each.
 #include "tiles.cuh"
 
 constexpr int MOST_TAPS = 64;

@@ -55,6 +55,21 @@ def test_convolution_is_the_same_without_lowered_matrices(op, n, channels, outpu
     assert launched == ["conv_taps"] * 2 + ["conv_weight_gradient"]
 
 
+@pytest.mark.parametrize("n, channels, outputs, kernel", [
+    (16, 8, 8, (9, 8)), (15, 8, 8, (3, 3)), (16, 7, 8, (3, 3)), (16, 8, 7, (3, 3)),
+    (16, 8, 8, (1, 1))])
+def test_a_convolution_that_the_kernels_do_not_serve_is_lowered(n, channels, outputs, kernel):
+    s = mec.Geometry((n, channels, 9, 8), (outputs, channels, *kernel), (9, 8), (1, 1), (0, 0),
+                     (1, 1), 1)
+    x = np.zeros((9, channels, 8, n), np.float32)
+    sides = {direct_conv._build(name, s, x, rows) for name, rows in (
+        ("forward", outputs), ("input_gradient", channels), ("weight_gradient", channels))}
+    assert None in sides
+    arrays = [rng.standard_normal(a).astype(np.float64) for a in (
+        (n, channels, 9, 8), (outputs, channels, *kernel), (outputs,))]
+    assert_same(F.conv2d, arrays, 1, 4)
+
+
 class Counted:
     """A kernel that notes when it is built for arrays that are not for the reference."""
 

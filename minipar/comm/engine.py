@@ -35,6 +35,18 @@ def chosen_progress():
     return chosen
 
 
+class InFlight:
+    """Work as whoever has started it sees it: `_engine` is the engine that advances it."""
+
+    def test(self):
+        """Make what progress is possible; whether the run is complete. Never blocks."""
+        return self._engine.test(self)
+
+    def wait(self):
+        """Block until the run is complete, advancing every plan in flight on this rank."""
+        self._engine.wait(self)
+
+
 class Engine:
     """Advances all that is in flight on one rank. `progress_by`: one of PROGRESS."""
 

@@ -8,6 +8,7 @@ neither rounds nor an order of additions.
 import numpy as np
 
 from ..context import current
+from .engine import InFlight
 from .transport.base import RankFailed
 
 
@@ -23,7 +24,7 @@ class Library:
 LIBRARY = Library()
 
 
-class LibraryPlan:
+class LibraryPlan(InFlight):
     """A collective of the library on registered buffers. Arguments as those of `Plan`."""
 
     reused = False
@@ -62,14 +63,6 @@ class LibraryPlan:
         if self._flight is not None:
             self._flight.done()
         return True
-
-    def test(self):
-        """Whether the run is complete; lets the library make progress. Never blocks."""
-        return self._engine.test(self)
-
-    def wait(self):
-        """Block until the run is complete, advancing every plan in flight on this rank."""
-        self._engine.wait(self)
 
     def waits_for(self):
         """(a mark that changes with progress, the peers that it may wait for)."""

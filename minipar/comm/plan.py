@@ -9,6 +9,7 @@ progress while its rank waits for another, or computes and calls `engine.progres
 import numpy as np
 
 from ..context import current
+from .engine import InFlight
 from .program import ONE_SIDED
 from .local import merge, place_of
 from .reduction import reducer
@@ -16,7 +17,7 @@ from .reduction import reducer
 MESSAGES = ("send", "recv", "recv_reduce")
 
 
-class Plan:
+class Plan(InFlight):
     """A collective on registered buffers.
 
     trace:     the program for this rank (`Program.trace`).
@@ -157,14 +158,6 @@ class Plan:
         self._flight = recorder and recorder.flight(self._transport, self.name, self.nbytes)
         self._engine.bytes_sent += self._sends
         self._engine.start(self)
-
-    def test(self):
-        """Make what progress is possible; whether the run is complete. Never blocks."""
-        return self._engine.test(self)
-
-    def wait(self):
-        """Block until the run is complete, advancing every plan in flight on this rank."""
-        self._engine.wait(self)
 
     # What the engine calls
 

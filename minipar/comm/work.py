@@ -2,6 +2,7 @@
 
 from ..context import current
 from ..futures import Future
+from .engine import InFlight
 
 
 class Work:
@@ -29,7 +30,7 @@ class Work:
         return Future.after(self, lambda: [self.result])
 
 
-class Single:
+class Single(InFlight):
     """One message with the interface of a plan.
 
     traffic: (whether it is a send, peer, bytes, tag).
@@ -57,12 +58,6 @@ class Single:
         if self._flight is not None:
             self._flight.landed()
         return True
-
-    def test(self):
-        return self._engine.test(self)
-
-    def wait(self):
-        self._engine.wait(self)
 
     @property
     def name(self):

@@ -1,8 +1,9 @@
 """Convolutions and transposed convolutions.
 
-`mec.py` has the arithmetic, on images laid out (H, C, W, N). The result here is an (N, O, H, W)
-view of that layout, which elementwise operations, normalisation and pooling keep: between two
-convolutions nothing is transposed. A line (N, C, L) is an image of one row.
+`mec.py` has the arithmetic in NumPy, `direct_conv.py` by kernels, on images laid out (H, C, W, N).
+The result here is an (N, O, H, W) view of that layout, which elementwise operations, normalisation
+and pooling keep: between two convolutions nothing is transposed. A line (N, C, L) is an image of
+one row.
 """
 
 import numpy as np

@@ -1,11 +1,12 @@
 """Convolutions by kernels that read images where they lie: nothing is copied under the taps.
 
-`forward` and the gradients are those of `mec.py`, and return None where that has to do it: without
-kernels, on a GPU (whose products of large matrices are faster), with fewer samples than a vector
-has lanes, and for products of plain matrices (1 x 1).
+`forward` and the gradients are those of `mec.py`, and return None where that has to do it.
+Depthwise convolutions have kernels on every device (depthwise.cu). Others have them on a CPU
+(conv.cu), if there are enough samples to fill vectors, 8 channels and outputs, at most 64 taps, and
+if they are not plain products of matrices (1 x 1); on a GPU its library's products do it.
 """
 
-from functools import cache
+from functools import lru_cache
 from math import gcd
 
 import numpy as np
@@ -22,10 +23,10 @@ _DEPTHWISE = {name: Kernel("depthwise.cu", f"depthwise_{name}", rows="lines", wi
 LANES, ROWS, TAPS, OUTPUTS = 16, 8, 64, 32  # of conv.cu; the first two are less on some CPUs
 
 
-@cache
-def _taps(positions, taps, w_step, step, pad, dilation, stride, size):
-    """Which taps of each position read, int32 (positions, 3): (where the first one stands in the
-    weight, how many do, what it reads); and from one to the next, in the weight and in the input.
+@lru_cache(maxsize=256)
+def _taps_of_places(positions, taps, w_step, step, pad, dilation, stride, size):
+    """Which taps of each row, or column, read, int32 (positions, 3): (where the first one stands in
+    the weight, how many do, what it reads); and from one to the next, in weight and input.
 
     Position i reads with tap k what stands at (i * step - pad + k * dilation) / stride, if that is
     a whole number and one of `size`.
@@ -41,9 +42,11 @@ def _taps(positions, taps, w_step, step, pad, dilation, stride, size):
     return table, next_tap * w_step, next_tap * dilation // stride
 
 
-@cache
-def _columns(taps, size, out, stride, pad, dilation):
-    """Which outputs have each tap, int32 (taps, 3): (first, how many, what the first one reads)."""
+@lru_cache(maxsize=256)
+def _places_of_taps(taps, size, out, stride, pad, dilation):
+    """Which rows, or columns, of the output have each tap, int32 (taps, 3): (first, how many, what
+    the first one reads).
+    """
     spots = [inside(tap * dilation, size, out, stride, pad) for tap in range(taps)]
     table = np.array([(to.start, to.stop - to.start, source.start) for to, source in spots],
                      np.int32)
@@ -110,8 +113,8 @@ def weight_gradient(g, rows, s, out):
 def output_sums(s):
     """What conv_taps takes after its arrays of numbers: tables, steps and sizes, for the output."""
     taps = s.kh * s.kw
-    over, down, x_down = _taps(s.ho, s.kh, s.kw, s.sh, s.ph, s.dh, 1, s.h)
-    beside, across, x_across = _taps(s.wo, s.kw, 1, s.sw, s.pw, s.dw, 1, s.w)
+    over, down, x_down = _taps_of_places(s.ho, s.kh, s.kw, s.sh, s.ph, s.dh, 1, s.h)
+    beside, across, x_across = _taps_of_places(s.wo, s.kw, 1, s.sw, s.pw, s.dw, 1, s.w)
     steps = np.array([s.o * s.c * taps, s.c * taps, taps, down, across, x_down, x_across])
     return over, beside, steps, s.ho * s.groups, s.groups, s.c, s.o, s.w, s.n, s.wo
 
@@ -121,16 +124,16 @@ def _input_sums(s):
     (y + padding - k * dilation) / stride.
     """
     taps = s.kh * s.kw
-    over, down, g_down = _taps(s.h, s.kh, s.kw, 1, -s.ph, -s.dh, s.sh, s.ho)
-    beside, across, g_across = _taps(s.w, s.kw, 1, 1, -s.pw, -s.dw, s.sw, s.wo)
+    over, down, g_down = _taps_of_places(s.h, s.kh, s.kw, 1, -s.ph, -s.dh, s.sh, s.ho)
+    beside, across, g_across = _taps_of_places(s.w, s.kw, 1, 1, -s.pw, -s.dw, s.sw, s.wo)
     steps = np.array([s.o * s.c * taps, taps, s.c * taps, down, across, g_down, g_across])
     return over, beside, steps, s.h * s.groups, s.groups, s.o, s.c, s.wo, s.n, s.w
 
 
 def weight_sums(s):
     """What conv_weight_gradient takes after its arrays of numbers."""
-    over = _columns(s.kh, s.h, s.ho, s.sh, s.ph, s.dh)
-    beside = _columns(s.kw, s.w, s.wo, s.sw, s.pw, s.dw)
+    over = _places_of_taps(s.kh, s.h, s.ho, s.sh, s.ph, s.dh)
+    beside = _places_of_taps(s.kw, s.w, s.wo, s.sw, s.pw, s.dw)
     return (over, beside, -(-s.o // OUTPUTS) * s.groups, s.groups, s.c, s.o, s.w, s.n, s.ho, s.wo,
             s.kh, s.kw, s.sh, s.sw)
 

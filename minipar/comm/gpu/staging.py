@@ -14,6 +14,7 @@ import ctypes
 import numpy as np
 
 from ...device import import_cupy, pinned
+from ..engine import InFlight
 
 SEGMENT = 4 * 2**20  # bytes; shorter copies do not use the bus well
 MOST = 8  # segments of a plan: each is a plan of its own
@@ -70,7 +71,7 @@ def _address(host):
     return ctypes.c_void_p(host.ctypes.data)
 
 
-class StagedPlan:
+class StagedPlan(InFlight):
     """A collective on arrays of a GPU, with the interface of `Plan`.
 
     segments: made by `stage`. in_order: whether a segment's plan must be started at once, because
@@ -130,14 +131,6 @@ class StagedPlan:
         self._event.record(self._stream)
         self._caller.wait_event(self._event)
         return True
-
-    def test(self):
-        """Make progress; whether the run is complete. Never blocks."""
-        return self._engine.test(self)
-
-    def wait(self):
-        """Block until the run is complete, advancing every plan in flight on this rank."""
-        self._engine.wait(self)
 
     def waits_for(self):
         """(a mark that changes with progress, the peers of the messages in flight)."""
